@@ -1,0 +1,285 @@
+//! A view's register: definitions, claims of builds, publications, activations, in one sequence.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use super::Rejected;
+use crate::config::Late;
+use crate::names::{BuildId, DefinitionHash, GenerationId};
+use crate::offsets::Cut;
+use crate::run::RunMeta;
+
+/// All that is needed to compile a definition again, in any process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    pub hash: DefinitionHash,
+    pub stream: String,
+    pub sql: String,
+    pub late: Late,
+    pub retain: Option<Duration>,
+    pub materialize: bool,
+    /// Dimension tables by name, with the content hash under which their copy lies in the storage.
+    pub tables: BTreeMap<String, String>,
+    pub appended_at: DateTime<Utc>,
+}
+
+/// One published build of a view. Immutable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    pub id: GenerationId,
+    pub definition: DefinitionHash,
+    /// Every event below it is counted, none at or past it is.
+    pub cut: Cut,
+    /// Their coverages follow each other without hole or overlap up to `cut`. Empty for a row view that stores nothing.
+    pub runs: Vec<RunMeta>,
+    pub build: BuildId,
+    pub mode: BuildMode,
+    pub base: Option<GenerationId>,
+    /// Version of the master dataset that the build read.
+    pub delta_version: u64,
+    /// Events that this build read.
+    pub events: u64,
+    pub published_at: DateTime<Utc>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BuildMode {
+    /// From the whole master dataset.
+    Rebuild,
+    /// One more run on top of the base.
+    Refresh,
+    /// A refresh whose base is an older generation: it makes its definition the active one.
+    Activate,
+}
+
+/// A claim: a build that is under way. Its cut is open until it ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Build {
+    pub id: BuildId,
+    pub mode: BuildMode,
+    pub definition: DefinitionHash,
+    pub base: Option<GenerationId>,
+    pub cut: Cut,
+    /// The process that runs it.
+    pub holder: String,
+    pub claimed_at: DateTime<Utc>,
+}
+
+/// How a build ended without publishing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BuildOutcome {
+    Failed,
+    Cancelled,
+    Interrupted,
+    Skipped,
+}
+
+/// What a record of a view's register decides.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind")]
+pub enum ViewEvent {
+    /// The first definition is active at once with generation 0; a later one is built in the shadow.
+    Defined {
+        definition: Box<Definition>,
+    },
+    Claimed {
+        build: Box<Build>,
+    },
+    /// Ends the claim and makes the generation the active one of its definition. If the definition is the configured
+    /// one, or the claim was an activation, it becomes the view's active definition in the same step.
+    Published {
+        generation: Box<Generation>,
+    },
+    /// Ends a claim without a generation.
+    Ended {
+        build: BuildId,
+        outcome: BuildOutcome,
+    },
+    Paused {
+        paused: bool,
+    },
+    /// These generations are no longer listed; their files may be collected a grace time later.
+    Retired {
+        generations: Vec<GenerationId>,
+    },
+}
+
+/// What a view's register says, after its head.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ViewState {
+    pub definitions: BTreeMap<DefinitionHash, Definition>,
+    /// The definition appended last: the one that the configuration asks for.
+    pub configured: Option<DefinitionHash>,
+    /// The one that answers.
+    pub active: Option<DefinitionHash>,
+    /// Its generation; 0 before the first.
+    pub generation: GenerationId,
+    /// What answered before the active pair; its delta is kept until it is replaced.
+    pub previous: Option<(DefinitionHash, GenerationId)>,
+    /// In the order of publication.
+    pub generations: Vec<Generation>,
+    /// One build at a time per definition.
+    pub builds: BTreeMap<DefinitionHash, Build>,
+    pub paused: bool,
+    /// The greatest number ever given.
+    pub last_generation: GenerationId,
+}
+
+impl ViewState {
+    /// The state after `event`.
+    ///
+    /// # Errors
+    /// Why the event does not apply; the state has then moved on since the event was decided.
+    pub fn apply(&self, event: &ViewEvent) -> Result<Self, Rejected> {
+        let mut next = self.clone();
+        match event {
+            ViewEvent::Defined { definition } => {
+                let hash = definition.hash.clone();
+                next.definitions.insert(hash.clone(), (**definition).clone());
+                next.configured = Some(hash.clone());
+                if next.active.is_none() {
+                    next.active = Some(hash);
+                }
+            }
+            ViewEvent::Claimed { build } => {
+                if !self.definitions.contains_key(&build.definition) {
+                    return Err(Rejected::UnknownDefinition(build.definition.clone()));
+                }
+                if let Some(running) = self.builds.get(&build.definition) {
+                    return Err(Rejected::AlreadyRunning(running.id.clone()));
+                }
+                if let Some(base) = build.base {
+                    let base = self.generation(base).ok_or(Rejected::UnknownGeneration(base))?;
+                    if !build.cut.covers(&base.cut) {
+                        return Err(Rejected::CutBelowBase { cut: build.cut.clone(), base: base.cut.clone() });
+                    }
+                }
+                next.builds.insert(build.definition.clone(), (**build).clone());
+            }
+            ViewEvent::Published { generation } => {
+                let build = self
+                    .builds
+                    .get(&generation.definition)
+                    .filter(|b| b.id == generation.build && b.cut == generation.cut && b.base == generation.base)
+                    .ok_or_else(|| Rejected::ClaimLost(generation.build.clone()))?;
+                if let Some(base) = build.base
+                    && self.generation(base).is_none()
+                {
+                    return Err(Rejected::UnknownGeneration(base));
+                }
+                if generation.id != self.next_generation() {
+                    return Err(Rejected::ClaimLost(generation.build.clone()));
+                }
+                let activates = build.mode == BuildMode::Activate
+                    || self.configured.as_ref() == Some(&generation.definition)
+                    || self.active.as_ref() == Some(&generation.definition);
+                next.builds.remove(&generation.definition);
+                next.last_generation = generation.id;
+                next.generations.push((**generation).clone());
+                if activates {
+                    next.previous = self.active.clone().map(|d| (d, self.generation));
+                    next.active = Some(generation.definition.clone());
+                    next.generation = generation.id;
+                    if build.mode == BuildMode::Activate {
+                        next.configured = Some(generation.definition.clone());
+                        next.paused = self.paused || self.active.as_ref() != Some(&generation.definition);
+                        // SUBTLE: builds of other definitions started from a head that this record replaces.
+                        next.builds.clear();
+                    }
+                }
+            }
+            ViewEvent::Ended { build, .. } => {
+                let held = self.builds.values().find(|b| b.id == *build).map(|b| b.definition.clone());
+                next.builds.remove(&held.ok_or_else(|| Rejected::ClaimLost(build.clone()))?);
+            }
+            ViewEvent::Paused { paused } => next.paused = *paused,
+            ViewEvent::Retired { generations } => {
+                for id in generations {
+                    if self.needed_generations().contains(id) {
+                        return Err(Rejected::InUse(*id));
+                    }
+                }
+                next.generations.retain(|g| !generations.contains(&g.id));
+                let kept = next.needed_definitions();
+                let listed: Vec<_> = next.generations.iter().map(|g| g.definition.clone()).collect();
+                next.definitions.retain(|hash, _| kept.contains(hash) || listed.contains(hash));
+            }
+        }
+        Ok(next)
+    }
+
+    pub fn generation(&self, id: GenerationId) -> Option<&Generation> {
+        self.generations.iter().find(|g| g.id == id)
+    }
+
+    /// The generation that answers; `None` before the first: then the answer is the delta from the origin.
+    pub fn active_generation(&self) -> Option<&Generation> {
+        self.generation(self.generation)
+    }
+
+    /// The newest generation of `definition`: the base of its next refresh.
+    pub fn newest_generation(&self, definition: &DefinitionHash) -> Option<&Generation> {
+        if self.active.as_ref() == Some(definition) && self.active_generation().is_some() {
+            return self.active_generation();
+        }
+        self.generations.iter().rev().find(|g| g.definition == *definition)
+    }
+
+    /// The number that the next publication takes.
+    pub fn next_generation(&self) -> GenerationId {
+        GenerationId(self.last_generation.0 + 1)
+    }
+
+    /// Generations that answer, answered before, or that a build starts from.
+    pub fn needed_generations(&self) -> Vec<GenerationId> {
+        let mut needed = vec![self.generation];
+        needed.extend(self.previous.as_ref().map(|(_, g)| *g));
+        needed.extend(self.builds.values().filter_map(|b| b.base));
+        needed
+    }
+
+    /// Definitions whose delta workers keep: the active, the previous, the configured, those with an open cut.
+    pub fn needed_definitions(&self) -> Vec<DefinitionHash> {
+        let mut needed: Vec<_> = self.active.iter().chain(&self.configured).cloned().collect();
+        needed.extend(self.previous.as_ref().map(|(d, _)| d.clone()));
+        needed.extend(self.builds.keys().cloned());
+        needed.sort();
+        needed.dedup();
+        needed
+    }
+
+    /// The cuts of `definition` whose boundaries merges may not cross: active, previous, open, and the bases of open
+    /// builds. `None` in the list is the origin.
+    pub fn boundaries(&self, definition: &DefinitionHash) -> Vec<Cut> {
+        let mut cuts = Vec::new();
+        let mut add = |id: GenerationId| {
+            cuts.push(self.generation(id).map(|g| g.cut.clone()).unwrap_or_default());
+        };
+        if self.active.as_ref() == Some(definition) {
+            add(self.generation);
+        }
+        if let Some((previous, id)) = &self.previous
+            && previous == definition
+        {
+            add(*id);
+        }
+        if let Some(build) = self.builds.get(definition) {
+            cuts.push(build.cut.clone());
+            if let Some(base) = build.base {
+                cuts.push(self.generation(base).map(|g| g.cut.clone()).unwrap_or_default());
+            }
+        }
+        if cuts.is_empty() {
+            // A definition in the shadow without a build: its newest generation if it has one, else its origin.
+            cuts.push(self.newest_generation(definition).map(|g| g.cut.clone()).unwrap_or_default());
+        }
+        cuts.sort_by_key(|c| c.iter().collect::<Vec<_>>());
+        cuts.dedup();
+        cuts
+    }
+}

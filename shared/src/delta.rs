@@ -1,0 +1,149 @@
+//! The delta: the speed layer's runs for the events at or past the cut, as the layers hand them to each other.
+//!
+//! A [`StreamDelta`] is one immutable snapshot of all views of a stream at one common position. Runs are shared by
+//! reference, so a snapshot is a list; taking one costs nothing and nothing that happens later changes it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::names::{DefinitionHash, RunId};
+use crate::offsets::{Coverage, Cut, OffsetVector, PartitionId, Position, Side};
+use crate::run::EventError;
+
+/// An immutable run of the delta.
+#[derive(Debug)]
+pub struct DeltaRun {
+    pub id: RunId,
+    pub coverage: Coverage,
+    /// In the view's state schema, sorted by the group key.
+    pub states: RecordBatch,
+    /// Events in `coverage` on which the view's SQL failed.
+    pub errors: Vec<EventError>,
+    pub memory_bytes: usize,
+}
+
+/// The delta of one definition of a view: exactly the events in `[from, position)`, each in one run.
+#[derive(Debug, Clone)]
+pub struct ViewDelta {
+    pub definition: DefinitionHash,
+    /// What lies below has been dropped. A partition that is absent stands at its origin.
+    pub from: Cut,
+    pub position: Position,
+    pub runs: Vec<Arc<DeltaRun>>,
+    /// It advances with all other views of the stream. If not, it replays and has a position of its own.
+    pub joined: bool,
+}
+
+/// What a worker answers when asked for its runs from a cut.
+#[derive(Debug, Clone)]
+pub enum DeltaAnswer {
+    /// The runs that hold exactly the events in `[cut, position)`.
+    Runs(Vec<Arc<DeltaRun>>),
+    /// The position has not reached the cut yet.
+    Behind,
+    /// A run straddles the cut: the worker reads that run's events again.
+    NoBoundary,
+    /// Events past the cut have been dropped: read the register again.
+    Gone,
+}
+
+impl ViewDelta {
+    /// The runs at or past `cut`.
+    pub fn from_cut(&self, cut: &Cut) -> DeltaAnswer {
+        if !cut.covers(&self.from) {
+            return DeltaAnswer::Gone;
+        }
+        if !self.position.covers(cut) {
+            return DeltaAnswer::Behind;
+        }
+        let mut runs = Vec::with_capacity(self.runs.len());
+        for run in &self.runs {
+            match run.coverage.side(cut) {
+                Side::Below => {}
+                Side::AtOrPast => runs.push(Arc::clone(run)),
+                Side::Straddles => return DeltaAnswer::NoBoundary,
+            }
+        }
+        DeltaAnswer::Runs(runs)
+    }
+}
+
+/// Where a partition of the stream stands in the speed layer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PartitionStatus {
+    /// The running maximum behind the position, microseconds.
+    pub event_time_max: Option<i64>,
+    /// Late events and dead letters seen by this worker since it started.
+    pub late: u64,
+    pub dead_letters: u64,
+}
+
+/// Why a worker does not advance, or an answer from it lacks something.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Reason {
+    /// Stable, snake case: `catching_up`, `topic_replaced`, `offsets_lost`, `speed_stopped`, …
+    pub code: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub partition: Option<PartitionId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<i64>,
+    pub message: String,
+}
+
+/// A snapshot of a stream's delta: all joined views at one position.
+#[derive(Debug, Clone)]
+pub struct StreamDelta {
+    pub stream: String,
+    /// Of all joined views.
+    pub position: Position,
+    /// Per partition the log's start when the stream was first seen.
+    pub origins: OffsetVector,
+    /// The log's last stable offsets as last seen.
+    pub log_end: OffsetVector,
+    /// Microseconds since the epoch: the record timestamp behind which events are known to be missing from
+    /// `position`; `None` at the log's end.
+    pub oldest_pending: Option<i64>,
+    pub partitions: BTreeMap<PartitionId, PartitionStatus>,
+    /// By view, then definition.
+    pub views: BTreeMap<String, BTreeMap<DefinitionHash, Arc<ViewDelta>>>,
+    /// Empty while all goes well.
+    pub reasons: Vec<Reason>,
+}
+
+impl StreamDelta {
+    pub fn view(&self, view: &str, definition: &DefinitionHash) -> Option<&Arc<ViewDelta>> {
+        self.views.get(view)?.get(definition)
+    }
+}
+
+/// The worker cannot seal: it is stopped or stopping.
+#[derive(Debug, thiserror::Error)]
+#[error("the speed worker does not answer. stream=`{stream}`")]
+pub struct SealError {
+    pub stream: String,
+}
+
+/// The speed layer's delta of one stream, as the builder and the serving layer see it.
+///
+/// # Contract
+/// - `watch` never goes back: positions of joined views only grow, and what one snapshot holds, the next holds in the
+///   same or merged runs, unless it was dropped below the boundaries of the register's head.
+/// - `seal` ends the runs of all views where they stand, makes that boundary durable and answers it: each later
+///   snapshot has a boundary there as long as a view's register names that cut.
+#[async_trait]
+pub trait DeltaService: Send + Sync + fmt::Debug {
+    /// The current snapshot and those to come.
+    fn watch(&self) -> watch::Receiver<Arc<StreamDelta>>;
+
+    /// Ends all runs at the current position, and answers it.
+    ///
+    /// The boundary holds for at least a minute even if no register names it, so that a claim can be written.
+    async fn seal(&self) -> Result<Cut, SealError>;
+}

@@ -1,0 +1,95 @@
+//! What can go wrong with the log, and what the caller does next.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::offsets::{Offset, PartitionId};
+
+/// An error of the log. It is `Clone`, since one failed fetch is told to every reader of a stream, again and again.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// Another process holds the folder. End it, or choose another `data_dir`.
+    #[error(
+        "the data directory is in use by another process; stop it or set another `data_dir`. path=`{path}`, holder=`{holder}`",
+        path = path.display()
+    )]
+    DataDirInUse { path: PathBuf, holder: String },
+    /// Something listens there already. Stop it, or choose another port.
+    #[error(
+        "the port of the embedded broker is in use; stop what listens there, set another port in `[broker] listen`, \
+         or port 0 for any free one. listen=`{listen}`"
+    )]
+    PortInUse { listen: SocketAddr },
+    /// The embedded broker did not start, or what it needs of the file system is missing.
+    #[error("the embedded broker cannot start. detail=`{detail}`")]
+    BrokerStart { detail: String },
+    /// The embedded broker ended by itself.
+    #[error("the embedded broker has ended. detail=`{detail}`")]
+    BrokerEnded { detail: String },
+    /// librdkafka refuses the `[kafka]` section.
+    #[error("a property of the [kafka] section is not valid. detail=`{detail}`")]
+    Properties { detail: String },
+    /// No broker answered in time. It may come back: try again.
+    #[error(
+        "no Kafka broker answered within {waited_seconds} s; is it running, and is `bootstrap_servers` right? \
+         bootstrap_servers=`{servers}`, detail=`{detail}`"
+    )]
+    Unreachable { servers: String, waited_seconds: u64, detail: String },
+    /// The topic does not exist.
+    #[error("the topic does not exist on the Kafka cluster. topic=`{topic}`")]
+    UnknownTopic { topic: String },
+    /// A topic of the same name, but with another id: what was read before came from another topic.
+    #[error(
+        "the topic was deleted and created again; declare it as a new stream. topic=`{topic}`, expected_id=`{expected}`, found_id=`{found}`"
+    )]
+    TopicReplaced { topic: String, expected: String, found: String },
+    /// The cluster refuses to create the topic.
+    #[error(
+        "the topic cannot be created; create it by hand or change `partitions` and `replication` of the stream. topic=`{topic}`, detail=`{detail}`"
+    )]
+    CreateTopic { topic: String, detail: String },
+    /// The log no longer has (or has not yet) the offset from which to read. Read what is missing from the master
+    /// dataset, or record the loss.
+    #[error(
+        "the log does not have the wanted offset. topic=`{topic}`, partition=`{partition}`, wanted=`{wanted}`, low=`{low}`, high=`{high}`"
+    )]
+    OffsetLost { topic: String, partition: PartitionId, wanted: Offset, low: Offset, high: Offset },
+    /// The log gave an offset twice or out of order.
+    #[error(
+        "the log's offsets went backwards. topic=`{topic}`, partition=`{partition}`, expected=`{expected}`, found=`{found}`"
+    )]
+    OffsetBackwards { topic: String, partition: PartitionId, expected: Offset, found: Offset },
+    /// The wanted offsets are archived: read them from the master dataset, then go on from `archived_until`.
+    /// `wanted` is `None` when the position does not name the partition, so stands at its origin.
+    #[error(
+        "the wanted offset lies below the archived one; read it from the master dataset. partition=`{partition}`, \
+         wanted=`{}`, archived_until=`{archived_until}`", wanted.map_or_else(|| "origin".to_owned(), |o| o.to_string())
+    )]
+    Archived { partition: PartitionId, wanted: Option<Offset>, archived_until: Offset },
+    /// The broker refuses for good (no permission, damaged data, …).
+    #[error("the Kafka client failed. operation=`{operation}`, detail=`{detail}`")]
+    Client { operation: String, detail: String },
+    /// Where the master dataset ends could not be learnt.
+    #[error("the end of the master dataset is not known. stream=`{stream}`, detail=`{detail}`")]
+    Seeds { stream: String, detail: String },
+    /// The stream's configuration has no decoder.
+    #[error("the stream cannot be decoded. stream=`{stream}`, detail=`{detail}`")]
+    Decoder { stream: String, detail: String },
+    /// The part was told to end.
+    #[error("the log reader has been shut down")]
+    Shutdown,
+}
+
+/// Short for results of this module.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(super) fn client(operation: impl Into<String>, detail: impl ToString) -> Self {
+        Self::Client { operation: operation.into(), detail: detail.to_string() }
+    }
+
+    /// Whether trying the same again later can succeed without anyone doing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}

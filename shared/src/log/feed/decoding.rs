@@ -1,0 +1,51 @@
+//! Decoding off the async threads, in order per partition.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::config::StreamConfig;
+use crate::decode::{Decoder, RunningMaximum};
+use crate::log::error::{Error, Result};
+use crate::offsets::PartitionId;
+use crate::record::{DecodedBatch, RawBatch, RawRecord};
+
+/// A decoder with the running maximum of each partition.
+#[derive(Debug)]
+pub(super) struct Decoding {
+    decoder: Decoder,
+    maxima: BTreeMap<PartitionId, RunningMaximum>,
+}
+
+impl Decoding {
+    /// `maxima`: the running maximum in front of the first record that will be decoded, in microseconds.
+    pub(super) fn new(
+        config: &StreamConfig,
+        maxima: impl IntoIterator<Item = (PartitionId, Option<i64>)>,
+    ) -> Result<Self> {
+        let decoder =
+            Decoder::new(config).map_err(|e| Error::Decoder { stream: config.name.clone(), detail: e.to_string() })?;
+        let maxima = maxima.into_iter().map(|(p, event_time_max)| (p, RunningMaximum { event_time_max })).collect();
+        Ok(Self { decoder, maxima })
+    }
+
+    /// Decodes the next batch of its partition on a thread that may be busy for a while.
+    pub(super) async fn decode(mut self, raw: RawBatch) -> Result<(Self, DecodedBatch)> {
+        let decode = move || {
+            let maximum = self.maxima.entry(raw.partition).or_default();
+            let mut decoded = self.decoder.decode(&raw, maximum);
+            // A dead letter shares the memory of the whole batch that it came in, so it would keep that alive.
+            for dead in &mut decoded.dead_letters {
+                unshare(&mut dead.record);
+            }
+            (self, decoded)
+        };
+        tokio::task::spawn_blocking(decode).await.map_err(|e| Error::client("decode a batch", e))
+    }
+}
+
+fn unshare(record: &mut RawRecord) {
+    for bytes in [&mut record.key, &mut record.value].into_iter().flatten() {
+        *bytes = Bytes::copy_from_slice(bytes);
+    }
+}

@@ -1,0 +1,324 @@
+//! Producing: idempotent, acknowledged by all replicas, with the outcome of each record.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, NoCustomPartitioner, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::types::RDKafkaErrorCode;
+use tokio::sync::Notify;
+
+use super::client::{LogClient, log_line};
+use super::error::{Error, Result};
+use crate::clock;
+use crate::offsets::{Offset, PartitionId};
+use crate::record::Headers;
+
+/// A record to be produced.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProduceRecord {
+    pub key: Option<Bytes>,
+    /// `None`: a tombstone.
+    pub value: Option<Bytes>,
+    pub headers: Headers,
+    /// `None`: by the key's hash, as Java clients do; without a key, spread.
+    pub partition: Option<PartitionId>,
+    /// Milliseconds since the epoch; `None`: now.
+    pub timestamp_millis: Option<i64>,
+}
+
+/// Where the records of one call went within a partition. Others' records may lie between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Produced {
+    /// The lowest offset of them.
+    pub first: Offset,
+    /// The offset behind the greatest of them.
+    pub next: Offset,
+    pub records: u64,
+}
+
+/// The outcome of a call, complete: `delivered` plus the errors are all its records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ProduceReport {
+    pub delivered: u64,
+    pub partitions: BTreeMap<PartitionId, Produced>,
+    /// By the record's place in the call, ascending. Such a record may yet have been written if the error is a timeout.
+    pub errors: Vec<ProduceError>,
+}
+
+/// A record that was not acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProduceError {
+    pub index: usize,
+    pub message: String,
+}
+
+/// Produces to any topic of a cluster. Cheap to clone; all clones share one connection and its buffers.
+#[derive(Clone)]
+pub struct Producer {
+    config: Arc<ClientConfig>,
+    max_bytes: usize,
+    current: Arc<Mutex<Connection>>,
+}
+
+type Connection = Arc<ThreadedProducer<Deliveries>>;
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer").field("max_bytes", &self.max_bytes).finish_non_exhaustive()
+    }
+}
+
+/// How long a full buffer is waited for before it is looked at again, if no delivery wakes the caller before.
+const FULL_PAUSE: Duration = Duration::from_millis(20);
+
+impl Producer {
+    /// # Errors
+    /// [`Error::Properties`]: a property of the `[kafka]` section is not valid, or contradicts an idempotent producer.
+    pub fn new(client: &LogClient) -> Result<Self> {
+        let given = client.properties();
+        if let Some(id) = given.get("transactional.id") {
+            return Err(Error::Properties {
+                detail: format!("`transactional.id` = \"{id}\": transactions are not used here, remove it"),
+            });
+        }
+        let mut config = client.base_config();
+        for (key, value) in [
+            ("linger.ms", "2"),
+            ("batch.num.messages", "50000"),
+            ("queue.buffering.max.messages", "500000"),
+            ("queue.buffering.max.kbytes", "65536"),
+            // As Java clients: the same key goes to the same partition whoever produces it.
+            ("partitioner", "murmur2_random"),
+            ("message.timeout.ms", "60000"),
+            ("reconnect.backoff.max.ms", "2000"),
+        ] {
+            let alias = match key {
+                "message.timeout.ms" => "delivery.timeout.ms",
+                "linger.ms" => "queue.buffering.max.ms",
+                other => other,
+            };
+            if !given.contains_key(key) && !given.contains_key(alias) {
+                config.set(key, value);
+            }
+        }
+        config.set("enable.idempotence", "true").set("acks", "all");
+        config.remove("request.required.acks");
+        let max_bytes = given.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(1_000_000);
+        let current = Arc::new(Mutex::new(connect(&config)?));
+        Ok(Self { config: Arc::new(config), max_bytes, current })
+    }
+
+    /// The greatest record that is taken (`message.max.bytes`); the broker may have a lower limit.
+    pub fn max_record_bytes(&self) -> usize {
+        self.max_bytes
+    }
+
+    /// Produces `records` in their order and waits until each is acknowledged or has failed.
+    ///
+    /// Within a partition records are written in order, each once, even if connections break. In-flight bytes are bounded: it waits
+    /// while the buffers are full. Not cancel safe: records that were handed over are written even if nobody waits any more.
+    ///
+    /// A record that fails is reported by its index and does not stop the others.
+    ///
+    /// # Errors
+    /// Only when no producer can be made at all.
+    pub async fn produce(&self, topic: &str, records: Vec<ProduceRecord>) -> Result<ProduceReport> {
+        let connection = self.connection()?;
+        let call = Arc::new(Call::default());
+        for (index, record) in records.iter().enumerate() {
+            let mut delivery = Box::new(Delivery { call: Arc::clone(&call), index });
+            call.outstanding.lock().count += 1;
+            loop {
+                let freed = connection.client().context().freed.notified();
+                match connection.send(base_record(topic, record, delivery)) {
+                    Ok(()) => break,
+                    Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                        delivery = back.delivery_opaque;
+                        // Woken by a delivery; the pause is there in case another caller took the place.
+                        tokio::select! {
+                            () = freed => {}
+                            () = clock::sleep(FULL_PAUSE) => {}
+                        }
+                    }
+                    Err((error, back)) => {
+                        let size = record.value.as_ref().map_or(0, Bytes::len);
+                        back.delivery_opaque.settle(Err(self.explain(&error, topic, size)));
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(call.finished(records.len()).await)
+    }
+
+    /// The current connection; a new one when the old one has failed for good.
+    fn connection(&self) -> Result<Connection> {
+        let mut current = self.current.lock();
+        if let Some((code, reason)) = current.client().fatal_error() {
+            tracing::warn!(%code, reason, "the producer failed for good, connecting anew");
+            *current = connect(&self.config)?;
+        }
+        Ok(Arc::clone(&current))
+    }
+
+    fn explain(&self, error: &KafkaError, topic: &str, size: usize) -> String {
+        explain(error, topic, size, self.max_bytes)
+    }
+}
+
+fn connect(config: &ClientConfig) -> Result<Connection> {
+    let deliveries = Deliveries {
+        freed: Notify::new(),
+        max_bytes: config.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(1_000_000),
+    };
+    let producer: ThreadedProducer<Deliveries> =
+        config.create_with_context(deliveries).map_err(|e| Error::Properties { detail: e.to_string() })?;
+    Ok(Arc::new(producer))
+}
+
+fn base_record<'a>(
+    topic: &'a str,
+    record: &'a ProduceRecord,
+    delivery: Box<Delivery>,
+) -> BaseRecord<'a, [u8], [u8], Box<Delivery>> {
+    let mut base = BaseRecord::with_opaque_to(topic, delivery);
+    base.key = record.key.as_deref();
+    base.payload = record.value.as_deref();
+    base.partition = record.partition.map(|p| p.0);
+    base.timestamp = record.timestamp_millis;
+    if !record.headers.is_empty() {
+        let headers = OwnedHeaders::new_with_capacity(record.headers.len());
+        base.headers = Some(
+            record
+                .headers
+                .iter()
+                .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: value.as_deref() })),
+        );
+    }
+    base
+}
+
+fn explain(error: &KafkaError, topic: &str, size: usize, max_bytes: usize) -> String {
+    let Some(code) = error.rdkafka_error_code() else { return error.to_string() };
+    match code {
+        RDKafkaErrorCode::MessageSizeTooLarge => format!(
+            "the record is too large: {size} bytes; a client takes up to {max_bytes} (`\"message.max.bytes\"` in [kafka]), \
+             a topic up to its `max.message.bytes`"
+        ),
+        RDKafkaErrorCode::UnknownPartition => format!("the topic `{topic}` has no such partition"),
+        RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition => {
+            format!("the topic `{topic}` does not exist")
+        }
+        RDKafkaErrorCode::MessageTimedOut => {
+            "no acknowledgement in time (`\"message.timeout.ms\"`); the record may or may not have been written"
+                .to_owned()
+        }
+        RDKafkaErrorCode::TopicAuthorizationFailed => format!("no permission to write to the topic `{topic}`"),
+        code => code.to_string(),
+    }
+}
+
+/// One call of [`Producer::produce`].
+#[derive(Default)]
+struct Call {
+    outstanding: Mutex<Outstanding>,
+    done: Notify,
+}
+
+#[derive(Default)]
+struct Outstanding {
+    count: usize,
+    report: ProduceReport,
+}
+
+impl Call {
+    async fn finished(&self, records: usize) -> ProduceReport {
+        loop {
+            let done = self.done.notified();
+            {
+                let mut outstanding = self.outstanding.lock();
+                if outstanding.count == 0 {
+                    let mut report = std::mem::take(&mut outstanding.report);
+                    report.errors.sort_by_key(|e| e.index);
+                    assert_eq!(
+                        report.delivered + report.errors.len() as u64,
+                        records as u64,
+                        "each record is delivered or has an error"
+                    );
+                    return report;
+                }
+            }
+            done.await;
+        }
+    }
+}
+
+/// Travels with a record through librdkafka, so that its outcome finds its call.
+struct Delivery {
+    call: Arc<Call>,
+    index: usize,
+}
+
+impl Delivery {
+    fn settle(&self, outcome: std::result::Result<(PartitionId, Offset), String>) {
+        let mut outstanding = self.call.outstanding.lock();
+        match outcome {
+            Ok((partition, offset)) => {
+                outstanding.report.delivered += 1;
+                let next = Offset(offset.0 + 1);
+                let produced = outstanding.report.partitions.entry(partition).or_insert(Produced {
+                    first: offset,
+                    next,
+                    records: 0,
+                });
+                produced.first = produced.first.min(offset);
+                produced.next = produced.next.max(next);
+                produced.records += 1;
+            }
+            Err(message) => outstanding.report.errors.push(ProduceError { index: self.index, message }),
+        }
+        outstanding.count -= 1;
+        if outstanding.count == 0 {
+            self.call.done.notify_one();
+        }
+    }
+}
+
+/// Receives every acknowledgement of a connection.
+struct Deliveries {
+    /// Told of each delivery: there is room in the buffers.
+    freed: Notify,
+    max_bytes: usize,
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka producer reports");
+    }
+}
+
+impl ProducerContext<NoCustomPartitioner> for Deliveries {
+    type DeliveryOpaque = Box<Delivery>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, delivery: Box<Delivery>) {
+        let outcome = match result {
+            Ok(message) => Ok((PartitionId(message.partition()), Offset(message.offset()))),
+            Err((error, message)) => {
+                Err(explain(error, message.topic(), message.payload().map_or(0, <[u8]>::len), self.max_bytes))
+            }
+        };
+        delivery.settle(outcome);
+        self.freed.notify_one();
+    }
+}

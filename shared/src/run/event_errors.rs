@@ -1,0 +1,45 @@
+//! The events on which a view's SQL failed, as a file beside the run.
+
+use std::sync::Arc;
+
+use arrow::array::{Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use object_store::path::Path;
+
+use super::{Error, EventError, RunFile, RunOptions, write_run};
+use crate::storage::Storage;
+
+/// `_partition, _offset, error`; the first two are the key.
+pub fn event_error_schema() -> SchemaRef {
+    Arc::new(Schema::new(vec![
+        Field::new("_partition", DataType::Int32, false),
+        Field::new("_offset", DataType::Int64, false),
+        Field::new("error", DataType::Utf8, false),
+    ]))
+}
+
+/// In [`event_error_schema`], in the order given.
+pub fn event_errors_to_batch(errors: &[EventError]) -> RecordBatch {
+    let partitions = Int32Array::from_iter_values(errors.iter().map(|e| e.partition.0));
+    let offsets = Int64Array::from_iter_values(errors.iter().map(|e| e.offset.0));
+    let texts = StringArray::from_iter_values(errors.iter().map(|e| &e.error));
+    RecordBatch::try_new(event_error_schema(), vec![Arc::new(partitions), Arc::new(offsets), Arc::new(texts)])
+        .expect("three columns of the schema's types and one length")
+}
+
+/// Writes the errors of a run to a new file, in the order of partitions and offsets; on return it is durable.
+///
+/// # Errors
+/// As [`write_run`]; also if an event stands there twice.
+pub async fn write_event_errors(
+    storage: &Storage,
+    path: &Path,
+    mut errors: Vec<EventError>,
+    options: &RunOptions,
+) -> Result<RunFile, Error> {
+    errors.sort_by_key(|e| (e.partition, e.offset));
+    let batch = event_errors_to_batch(&errors);
+    let stream = RecordBatchStreamAdapter::new(event_error_schema(), futures::stream::iter([Ok(batch)]));
+    write_run(storage, path, Box::pin(stream), 2, options).await
+}

@@ -1,0 +1,22 @@
+//! Runs: immutable sorted sequences of groups with their states, covering a vector of offset ranges.
+//!
+//! A generation's runs are Parquet files in the storage ([`write_run`], [`RunsTable`]); the delta's are record batches,
+//! which the speed layer keeps in its store ([`ipc`]).
+
+mod checked;
+mod error;
+mod event_errors;
+pub mod ipc;
+mod meta;
+mod order;
+mod table;
+#[cfg(test)]
+mod tests;
+mod upload;
+mod write;
+
+pub use error::Error;
+pub use event_errors::{event_error_schema, event_errors_to_batch, write_event_errors};
+pub use meta::{EventError, RunMeta};
+pub use table::RunsTable;
+pub use write::{RunFile, RunOptions, write_run};

@@ -1,0 +1,177 @@
+//! Dimension tables: read once, copied to the storage under their content hash; every process reads the copy.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use arrow::compute::{cast, concat_batches};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use datafusion::execution::context::SessionContext;
+use datafusion::prelude::{CsvReadOptions, JsonReadOptions, ParquetReadOptions};
+use sha2::{Digest, Sha256};
+
+use crate::config::TableConfig;
+use crate::paths;
+use crate::record::timestamp_type;
+use crate::storage::{self, Storage};
+use crate::view::DimensionTable;
+
+/// Why a dimension table cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("table `{table}`: cannot read {url}: {message}")]
+    Read { table: String, url: String, message: String },
+    #[error(
+        "table `{table}`: {url} has an ending that is not known: use .csv (with a header), .json or .ndjson (an object a line), or .parquet"
+    )]
+    UnknownFormat { table: String, url: String },
+    #[error(
+        "table `{table}`: column `{column}` has the type {data_type}, which views cannot hold: declare the table's columns"
+    )]
+    UnsupportedType { table: String, column: String, data_type: Box<DataType> },
+    #[error("table `{table}`: the copy under content hash {hash} is missing or damaged in the storage: {message}")]
+    Copy { table: String, hash: String, message: String },
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+}
+
+/// Reads a table from where the configuration says it is.
+///
+/// The types become those of the closed list of column types: strings are VARCHAR, timestamps microseconds in UTC.
+///
+/// # Errors
+/// When the file cannot be read as what its ending says, or a column has a type outside the list.
+pub async fn read(config: &TableConfig) -> Result<DimensionTable, Error> {
+    let fail = |message: String| Error::Read { table: config.name.clone(), url: config.url.to_string(), message };
+    let context = SessionContext::new();
+    let path = config.url.path();
+    let ending = path.trim_end_matches(".gz").rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+    let frame = match ending.as_str() {
+        "csv" => {
+            let mut options = CsvReadOptions::new().has_header(true).schema_infer_max_records(10_000);
+            if let Some(schema) = &config.columns {
+                options = options.schema(schema);
+            }
+            context.read_csv(config.url.as_str(), options).await
+        }
+        "json" | "ndjson" | "jsonl" => {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            let file_extension = name.find('.').map(|i| &name[i..]).unwrap_or_default();
+            let mut options = JsonReadOptions { file_extension, ..JsonReadOptions::default() };
+            if let Some(schema) = &config.columns {
+                options = options.schema(schema);
+            }
+            context.read_json(config.url.as_str(), options).await
+        }
+        "parquet" => context.read_parquet(config.url.as_str(), ParquetReadOptions::default()).await,
+        _ => return Err(Error::UnknownFormat { table: config.name.clone(), url: config.url.to_string() }),
+    };
+    let frame = frame.map_err(|e| fail(e.to_string()))?;
+    let schema = Arc::new(frame.schema().as_arrow().clone());
+    let batches = frame.collect().await.map_err(|e| fail(e.to_string()))?;
+    let batch = concat_batches(&schema, &batches).map_err(|e| fail(e.to_string()))?;
+    table(&config.name, &normalize(&config.name, &batch, config.columns.as_ref())?)
+}
+
+/// Copies the table's content to the storage under its content hash. A copy that is there already is left alone.
+///
+/// # Errors
+/// When the storage cannot be written.
+pub async fn store(storage: &Storage, table: &DimensionTable) -> Result<(), Error> {
+    let bytes = content(table)?;
+    storage.create(&paths::table(&table.name, &table.content_hash), bytes.into()).await?;
+    Ok(())
+}
+
+/// Reads the copy with this content hash.
+///
+/// # Errors
+/// When it is missing, or its content no longer has that hash.
+pub async fn load(storage: &Storage, name: &str, hash: &str) -> Result<DimensionTable, Error> {
+    let damaged = |message: String| Error::Copy { table: name.to_owned(), hash: hash.to_owned(), message };
+    let bytes = storage.get(&paths::table(name, hash)).await?.ok_or_else(|| damaged("not found".to_owned()))?;
+    if hash_of(&bytes) != hash {
+        return Err(damaged("its content has another hash".to_owned()));
+    }
+    let reader = StreamReader::try_new(&*bytes, None).map_err(|e| damaged(e.to_string()))?;
+    let schema = reader.schema();
+    let batches = reader.collect::<Result<Vec<_>, _>>().map_err(|e| damaged(e.to_string()))?;
+    Ok(DimensionTable { name: name.to_owned(), content_hash: hash.to_owned(), schema, batches })
+}
+
+fn table(name: &str, batch: &RecordBatch) -> Result<DimensionTable, Error> {
+    let mut table = DimensionTable {
+        name: name.to_owned(),
+        content_hash: String::new(),
+        schema: batch.schema(),
+        batches: vec![batch.clone()],
+    };
+    table.content_hash = hash_of(&content(&table)?);
+    Ok(table)
+}
+
+/// An Arrow IPC stream of one batch: the same rows give the same bytes.
+fn content(table: &DimensionTable) -> Result<Vec<u8>, Error> {
+    let encode = || -> Result<Vec<u8>, ArrowError> {
+        let batch = concat_batches(&table.schema, &table.batches)?;
+        let mut writer = StreamWriter::try_new(Vec::new(), &table.schema)?;
+        writer.write(&batch)?;
+        writer.into_inner()
+    };
+    encode().map_err(|e| Error::Copy {
+        table: table.name.clone(),
+        hash: table.content_hash.clone(),
+        message: e.to_string(),
+    })
+}
+
+fn hash_of(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The batch in the declared types, else in the nearest of the closed list.
+fn normalize(table: &str, batch: &RecordBatch, declared: Option<&SchemaRef>) -> Result<RecordBatch, Error> {
+    let mut fields = Vec::new();
+    let mut columns = Vec::new();
+    let schema = batch.schema();
+    for (field, column) in schema.fields().iter().zip(batch.columns()) {
+        let wanted = match declared.and_then(|d| d.field_with_name(field.name()).ok()) {
+            Some(declared) => declared.data_type().clone(),
+            None => nearest(field.data_type()).ok_or_else(|| Error::UnsupportedType {
+                table: table.to_owned(),
+                column: field.name().clone(),
+                data_type: Box::new(field.data_type().clone()),
+            })?,
+        };
+        let cast = cast(column, &wanted).map_err(|_| Error::UnsupportedType {
+            table: table.to_owned(),
+            column: field.name().clone(),
+            data_type: Box::new(field.data_type().clone()),
+        })?;
+        let nullable = cast.null_count() > 0 || field.is_nullable();
+        fields.push(Field::new(field.name(), wanted, nullable));
+        columns.push(cast);
+    }
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("built from its own columns"))
+}
+
+fn nearest(data_type: &DataType) -> Option<DataType> {
+    Some(match data_type {
+        DataType::Boolean | DataType::Int32 | DataType::Int64 | DataType::Float32 | DataType::Float64 => {
+            data_type.clone()
+        }
+        DataType::Date32 | DataType::Decimal128(_, _) => data_type.clone(),
+        DataType::Int8 | DataType::Int16 | DataType::UInt8 | DataType::UInt16 => DataType::Int32,
+        DataType::UInt32 => DataType::Int64,
+        DataType::Float16 => DataType::Float32,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => DataType::Utf8,
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView => DataType::Binary,
+        DataType::Date64 => DataType::Date32,
+        DataType::Timestamp(TimeUnit::Second | TimeUnit::Millisecond | TimeUnit::Microsecond, _) => timestamp_type(),
+        DataType::Timestamp(TimeUnit::Nanosecond, _) => timestamp_type(),
+        DataType::Null => DataType::Utf8,
+        _ => return None,
+    })
+}

@@ -1,0 +1,10 @@
+//! Views against the plain query over all events.
+
+mod equal;
+mod exact;
+mod failing;
+mod fixture;
+mod formats;
+mod parallel;
+mod plans;
+mod refused;
