@@ -1,0 +1,409 @@
+use std::collections::BTreeMap;
+
+use arrow::array::AsArray;
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema};
+use async_trait::async_trait;
+use bytes::Bytes;
+use datafusion::prelude::SessionContext;
+use object_store::ObjectStore;
+use object_store::memory::InMemory;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use url::Url;
+use watershed_shared::abort_point::{AbortPoint, scope};
+use watershed_shared::config::{Format, StreamConfig};
+use watershed_shared::decode::{Decoder, RunningMaximum};
+use watershed_shared::log::{EmbeddedBroker, FeedOptions, LogClient, ProduceRecord, Producer, StreamFeed};
+use watershed_shared::offsets::OffsetRange;
+use watershed_shared::record::{DecodedBatch, RawBatch, RawRecord};
+use watershed_shared::storage::{FaultRates, Faulty, Settings, Storage};
+use watershed_shared::task;
+
+use super::*;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// One column `n INT`; records that hold no number are dead letters.
+fn stream() -> StreamConfig {
+    StreamConfig {
+        name: "numbers".to_owned(),
+        topic: "numbers".to_owned(),
+        partitions: 2,
+        replication: 1,
+        shards: 1,
+        format: Format::Json,
+        event_time: None,
+        allowed_lateness: None,
+        max_ahead: Duration::from_secs(86_400),
+        columns: Arc::new(Schema::new(vec![Field::new("n", DataType::Int32, true)])),
+        json_columns: vec![],
+        epoch_units: BTreeMap::new(),
+    }
+}
+
+fn quick() -> Options {
+    Options {
+        commit_interval: Duration::from_millis(20),
+        target_file_size_bytes: 1 << 20,
+        first_backoff: Duration::from_millis(1),
+        max_backoff: Duration::from_millis(10),
+    }
+}
+
+/// Commits only when it is asked to.
+fn patient() -> Options {
+    Options { commit_interval: Duration::from_secs(3600), ..quick() }
+}
+
+/// Every tenth record is bad.
+fn is_bad(offset: i64) -> bool {
+    offset % 10 == 7
+}
+
+/// A log in memory: two partitions whose records begin at `low`.
+#[derive(Debug, Default)]
+struct Records {
+    low: Mutex<i64>,
+    high: Mutex<i64>,
+    grown: Notify,
+}
+
+impl Records {
+    fn until(high: i64) -> Arc<Self> {
+        let records = Self::default();
+        *records.high.lock() = high;
+        Arc::new(records)
+    }
+
+    fn grow(&self, high: i64) {
+        *self.high.lock() = high;
+        self.grown.notify_waiters();
+    }
+}
+
+#[derive(Debug)]
+struct TestSource(Arc<Records>);
+
+struct TestReader {
+    records: Arc<Records>,
+    decoder: Decoder,
+    next: [i64; 2],
+}
+
+impl Source for TestSource {
+    fn open(&self, from: OffsetVector) -> Box<dyn Reader> {
+        let next = [0, 1].map(|p| from.get(PartitionId(p)).map_or(*self.0.low.lock(), |o| o.0));
+        Box::new(TestReader { records: Arc::clone(&self.0), decoder: Decoder::new(&stream()).unwrap(), next })
+    }
+}
+
+#[async_trait]
+impl Reader for TestReader {
+    async fn next(&mut self) -> log::Result<Arc<DecodedBatch>> {
+        loop {
+            let grown = self.records.grown.notified();
+            let (low, high) = (*self.records.low.lock(), *self.records.high.lock());
+            let (partition, start) = if self.next[0] <= self.next[1] { (0, self.next[0]) } else { (1, self.next[1]) };
+            let id = PartitionId(i32::try_from(partition).unwrap());
+            if start < low {
+                return Err(log::Error::OffsetLost {
+                    topic: "numbers".to_owned(),
+                    partition: id,
+                    wanted: Offset(start),
+                    low: Offset(low),
+                    high: Offset(high),
+                });
+            }
+            if start < high {
+                let end = (start + 13).min(high);
+                let record = |offset| RawRecord {
+                    offset: Offset(offset),
+                    timestamp: Some(offset),
+                    key: None,
+                    value: Some(if is_bad(offset) { "bad".into() } else { format!("{{\"n\":{offset}}}").into() }),
+                    headers: vec![],
+                };
+                let range = OffsetRange::new(Offset(start), Offset(end));
+                let raw = RawBatch { partition: id, range, records: (start..end).map(record).collect() };
+                self.next[partition] = end;
+                return Ok(Arc::new(self.decoder.decode(&raw, &mut RunningMaximum::default())));
+            }
+            grown.await;
+        }
+    }
+}
+
+struct Running {
+    handle: Handle,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), Error>>,
+}
+
+impl Running {
+    fn start(options: Options, dataset: &MasterDataset, source: Arc<dyn Source>) -> Self {
+        Self::start_with(options, dataset, source, vec![])
+    }
+
+    fn start_with(options: Options, dataset: &MasterDataset, source: Arc<dyn Source>, points: Vec<AbortPoint>) -> Self {
+        let (archiver, handle) = Archiver::new(options, dataset.clone(), source, OffsetVector::new());
+        let shutdown = CancellationToken::new();
+        let task = task::spawn("test archiver", scope(points, archiver.run(shutdown.clone())));
+        Self { handle, shutdown, task }
+    }
+
+    async fn reach(&self, cut: impl Into<OffsetVector>) {
+        let cut = cut.into();
+        let mut archived_until = self.handle.archived_until();
+        let reached = archived_until.wait_for(|archived| archived.covers(&cut));
+        drop(tokio::time::timeout(PATIENCE, reached).await.expect("in time").expect("it runs"));
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+        assert_eq!(*self.handle.state().borrow(), State::Ended);
+    }
+}
+
+async fn open(storage: &Storage) -> MasterDataset {
+    MasterDataset::open_or_create(storage, &stream()).await.unwrap()
+}
+
+/// Fails unless each record below `until` of both partitions stands in the tables exactly once.
+async fn check(storage: &Storage, until: i64) {
+    let dataset = open(storage).await;
+    let snapshot = dataset.snapshot().await.unwrap();
+    assert_eq!(*snapshot.archived_until(), [(0, until), (1, until)].into());
+    let session = SessionContext::new();
+    for (table, bad) in [(snapshot.scan_archived().unwrap(), false), (dataset.dead_letters().await.unwrap(), true)] {
+        let mut found = vec![];
+        for batch in session.read_table(table).unwrap().collect().await.unwrap() {
+            let partitions = batch.column_by_name("_partition").unwrap().as_primitive::<Int32Type>().clone();
+            let offsets = batch.column_by_name("_offset").unwrap().as_primitive::<Int64Type>().clone();
+            found.extend(partitions.values().iter().copied().zip(offsets.values().iter().copied()));
+        }
+        found.sort_unstable();
+        let all = [0, 1].into_iter().flat_map(|p| (0..until).map(move |o| (p, o)));
+        assert_eq!(found, all.filter(|(_, o)| is_bad(*o) == bad).collect::<Vec<_>>(), "bad: {bad}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_is_archived_after_the_commit_interval() {
+    let storage = Storage::memory();
+    let records = Records::until(100);
+    let archiver = Running::start(quick(), &open(&storage).await, Arc::new(TestSource(Arc::clone(&records))));
+    archiver.reach([(0, 100), (1, 100)]).await;
+    records.grow(120);
+    archiver.reach([(0, 120), (1, 120)]).await;
+    assert_eq!(*archiver.handle.state().borrow(), State::Healthy);
+    archiver.stop().await;
+    check(&storage, 120).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_builder_need_not_wait_for_the_interval() {
+    let storage = Storage::memory();
+    let records = Records::until(50);
+    let archiver = Running::start(patient(), &open(&storage).await, Arc::new(TestSource(Arc::clone(&records))));
+    archiver.handle.reach(&[(0, 30), (1, 40), (2, 0)].into()).await.unwrap();
+    let before = archiver.handle.archived_until().borrow().clone();
+    // What lies ahead of the log is reached when it comes.
+    let handle = archiver.handle.clone();
+    let waiting = task::spawn("test builder", async move { handle.reach(&[(0, 60)].into()).await });
+    clock::sleep(Duration::from_millis(50)).await;
+    assert_eq!(*archiver.handle.archived_until().borrow(), before, "nothing more was asked for");
+    records.grow(60);
+    waiting.await.unwrap().unwrap();
+    archiver.stop().await;
+    check(&storage, 60).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_its_origin_a_partition_has_nothing_to_archive() {
+    let dataset = open(&Storage::memory()).await;
+    let records = Records::until(9);
+    *records.low.lock() = 9;
+    let origins: OffsetVector = [(0, 9), (1, 9)].into();
+    let (archiver, handle) = Archiver::new(patient(), dataset.clone(), Arc::new(TestSource(records)), origins.clone());
+    let shutdown = CancellationToken::new();
+    let task = task::spawn("test archiver", archiver.run(shutdown.clone()));
+    handle.reach(&origins).await.unwrap();
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
+    let snapshot = dataset.snapshot().await.unwrap();
+    assert_eq!(snapshot.version(), 0);
+    drop(snapshot.scan(Some(&origins), &origins).unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_end_commits_what_was_read() {
+    let storage = Storage::memory();
+    let archiver = Running::start(patient(), &open(&storage).await, Arc::new(TestSource(Records::until(70))));
+    clock::sleep(Duration::from_millis(200)).await;
+    archiver.stop().await;
+    check(&storage, 70).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_happens_when_there_is_enough() {
+    let storage = Storage::memory();
+    let options = Options { target_file_size_bytes: 10_000, ..patient() };
+    let archiver = Running::start(options, &open(&storage).await, Arc::new(TestSource(Records::until(5_000))));
+    archiver.reach([(0, 4_000), (1, 4_000)]).await;
+    assert!(open(&storage).await.snapshot().await.unwrap().version() > 3);
+    archiver.stop().await;
+    check(&storage, 5_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn archivers_that_race_archive_each_record_once() {
+    let storage = Storage::memory();
+    let records = Records::until(40);
+    let mut archivers = vec![];
+    for _ in 0..3 {
+        archivers.push(Running::start(quick(), &open(&storage).await, Arc::new(TestSource(Arc::clone(&records)))));
+    }
+    for step in 2..=40 {
+        records.grow(step * 20);
+        clock::sleep(Duration::from_millis(10)).await;
+    }
+    for archiver in &archivers {
+        archiver.reach([(0, 800), (1, 800)]).await;
+    }
+    // Whichever goes, another one takes over.
+    archivers.remove(0).stop().await;
+    archivers.remove(0).stop().await;
+    records.grow(900);
+    archivers[0].reach([(0, 900), (1, 900)]).await;
+    archivers.remove(0).stop().await;
+    check(&storage, 900).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storage_that_fails_is_waited_out() {
+    let settings = Settings {
+        retry_for: Duration::from_millis(20),
+        first_backoff: Duration::from_millis(1),
+        ..Settings::default()
+    };
+    let url = Url::parse("memory:///").unwrap();
+    for seed in 0..4 {
+        let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let healthy = Storage::over(url.clone(), Arc::clone(&memory), settings);
+        drop(open(&healthy).await);
+        let faulty = Faulty::new(memory, seed, FaultRates::each(60));
+        let storage = Storage::over(url.clone(), Arc::new(faulty.clone()), settings);
+        let dataset = loop {
+            if let Ok(dataset) = MasterDataset::open_or_create(&storage, &stream()).await {
+                break dataset;
+            }
+        };
+        let records = Records::until(10);
+        let archiver = Running::start(quick(), &dataset, Arc::new(TestSource(Arc::clone(&records))));
+        for step in 1..=20 {
+            records.grow(step * 10);
+            archiver.reach([(0, step * 10), (1, step * 10)]).await;
+        }
+        archiver.stop().await;
+        assert!(faulty.faults() > 5, "seed {seed}: too few faults to have tested anything");
+        check(&healthy, 200).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_at_any_point_loses_and_repeats_nothing() {
+    for point in [
+        "master.dead_letter_files_written",
+        "master.dead_letters_committed",
+        "master.files_written",
+        "master.commit_sent",
+        "master.committed",
+    ] {
+        for nth in [1, 4] {
+            let storage = Storage::memory();
+            let records = Records::until(1_000);
+            let options = Options { target_file_size_bytes: 5_000, ..quick() };
+            let armed = AbortPoint::nth(point, nth);
+            let source: Arc<dyn Source> = Arc::new(TestSource(records));
+            let crashing =
+                Running::start_with(options, &open(&storage).await, Arc::clone(&source), vec![armed.clone()]);
+            let error = tokio::time::timeout(PATIENCE, crashing.task).await.unwrap().unwrap().unwrap_err();
+            assert!(armed.fired() && error.to_string().contains("can't be written"), "{point}: {error}");
+            assert!(
+                matches!(&*crashing.handle.state().borrow(), State::Stopped { error, .. } if error.contains(point))
+            );
+
+            let again = Running::start(options, &open(&storage).await, source);
+            again.reach([(0, 1_000), (1, 1_000)]).await;
+            again.stop().await;
+            check(&storage, 1_000).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_records_are_not_passed_over() {
+    let storage = Storage::memory();
+    let records = Records::until(30);
+    let dataset = open(&storage).await;
+    // It holds 30 records when the log drops them and five more.
+    let archiver = Running::start(patient(), &dataset, Arc::new(TestSource(Arc::clone(&records))));
+    clock::sleep(Duration::from_millis(200)).await;
+    *records.low.lock() = 35;
+    records.grow(50);
+    let error = tokio::time::timeout(PATIENCE, archiver.task).await.unwrap().unwrap().unwrap_err();
+    let Error::Lost { archived_until, low, .. } = &error else { panic!("{error}") };
+    assert_eq!((*archived_until, *low), (Offset(30), Offset(35)));
+    assert!(matches!(&*archiver.handle.state().borrow(), State::Stopped { .. }));
+    let waiting = archiver.handle.reach(&[(0, 40)].into()).await.unwrap_err();
+    assert!(matches!(waiting.state, State::Stopped { .. }));
+    check(&storage, 30).await;
+
+    // As are those that went before anything was archived, if the origin is recorded.
+    let (archiver, _handle) =
+        Archiver::new(quick(), open(&Storage::memory()).await, Arc::new(TestSource(records)), [(0, 3), (1, 35)].into());
+    let error = archiver.run(CancellationToken::new()).await.unwrap_err();
+    assert!(matches!(error, Error::Lost { archived_until: Offset(3), low: Offset(35), .. }), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn from_a_real_log_to_a_real_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let broker = EmbeddedBroker::start(folder.path(), "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let client = LogClient::connect(broker.bootstrap_servers()).unwrap();
+    client.ensure_topic(&stream()).await.unwrap();
+    let storage = Storage::open(&Url::from_directory_path(folder.path().join("storage")).unwrap()).unwrap();
+    let dataset = open(&storage).await;
+    let producer = Producer::new(&client).unwrap();
+    let shutdown = CancellationToken::new();
+    let mut next = 0;
+    // The second round begins from the table.
+    for round in [150, 400] {
+        let records = |partition| {
+            (next..round).map(move |offset| ProduceRecord {
+                key: None,
+                value: Some(Bytes::from(if is_bad(offset) { "bad".to_owned() } else { format!("{{\"n\":{offset}}}") })),
+                headers: vec![],
+                partition: Some(PartitionId(partition)),
+                timestamp_millis: Some(offset),
+            })
+        };
+        let feed = StreamFeed::start(
+            client.clone(),
+            stream(),
+            Arc::new(dataset.clone()),
+            FeedOptions::new(1 << 20),
+            shutdown.child_token(),
+        );
+        let archiver = Running::start(quick(), &dataset, Arc::new(feed));
+        let report = producer.produce("numbers", records(0).chain(records(1)).collect()).await.unwrap();
+        assert_eq!(report.errors, []);
+        archiver.reach([(0, round), (1, round)]).await;
+        archiver.stop().await;
+        check(&storage, round).await;
+        next = round;
+    }
+    shutdown.cancel();
+}

@@ -1,0 +1,281 @@
+//! What a build writes, and what is collected when no record names it any longer.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use arrow::array::{Int32Array, Int64Array, StringArray};
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::{ExecutionPlan, execute_stream};
+use datafusion::prelude::SessionContext;
+use object_store::path::Path;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use tracing::warn;
+use watershed_shared::builds::BuildStatus;
+use watershed_shared::catalog::{Definition, Rejected, ViewEvent, ViewState};
+use watershed_shared::clock;
+use watershed_shared::master::MasterSnapshot;
+use watershed_shared::names::{GenerationId, RunId};
+use watershed_shared::offsets::{Coverage, Cut, Offset, OffsetRange, PartitionId};
+use watershed_shared::paths;
+use watershed_shared::run::{EventError, RunMeta, RunOptions, RunsTable, write_event_errors, write_run};
+use watershed_shared::view::{CompiledView, Kind, pinned_config};
+
+use super::decide::{self, BuildPlan};
+use super::{BuildTarget, Inner};
+
+/// How many generations of a view stay listed, those that are needed besides.
+const KEPT_GENERATIONS: usize = 20;
+/// A file that no record names may belong to a build that has not published yet, unless it is older than this.
+const ORPHAN_AGE: Duration = Duration::from_secs(6 * 3600);
+/// Between two looks at how far a plan has come.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The runs of a generation, all durable.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// Those of the base that stay, then the new one.
+    pub(super) runs: Vec<RunMeta>,
+    /// Events that were read.
+    pub(super) events: u64,
+}
+
+/// Reads the events between the base's cut and `cut`, and writes their run; merges it with the base's newest runs where
+/// that keeps their number logarithmic.
+pub(super) async fn write_runs(
+    inner: &Inner,
+    target: &BuildTarget,
+    compiled: &Arc<CompiledView>,
+    snapshot: &MasterSnapshot,
+    plan: &BuildPlan,
+    cut: &Cut,
+    status: &mut BuildStatus,
+) -> Result<Written> {
+    let mut runs = plan.base_runs.clone();
+    let stores_rows = plan.definition.materialize;
+    if compiled.kind() == Kind::Rows && !stores_rows {
+        // Its generation is its cut: rows below it are served from the master dataset.
+        return Ok(Written { runs, events: 0 });
+    }
+    let coverage = coverage_between(&plan.base_cut, cut);
+    if coverage.is_empty() && !runs.is_empty() {
+        return Ok(Written { runs, events: 0 });
+    }
+    let context = context(inner)?;
+    let from = plan.base.is_some().then_some(&plan.base_cut);
+    let events = snapshot.scan(from, cut)?;
+    let (states, errors) = compiled.state_plan(events)?;
+    let written = write(inner, target, &context, states, compiled, &plan.definition, coverage, Some(status)).await?;
+    let (mut run, events) = written;
+    attach_errors(inner, target, &plan.definition, &mut run, errors.take()).await?;
+    runs.push(run);
+
+    let rows: Vec<u64> = runs.iter().map(|r| r.rows).collect();
+    let count = decide::runs_to_merge(&rows);
+    if count > 1 {
+        let merged = merge(inner, target, &context, compiled, &plan.definition, &runs[runs.len() - count..]).await?;
+        runs.truncate(runs.len() - count);
+        runs.push(merged);
+    }
+    Ok(Written { runs, events })
+}
+
+/// A session with the build's share of memory, which spills to disk beyond it.
+fn context(inner: &Inner) -> Result<SessionContext> {
+    std::fs::create_dir_all(&inner.spill_dir)
+        .with_context(|| format!("create the folder for spilling, {}", inner.spill_dir.display()))?;
+    let share = inner.settings.memory_limit_bytes / inner.settings.max_builds.max(1);
+    let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![inner.spill_dir.clone()]));
+    let runtime = RuntimeEnvBuilder::new()
+        .with_memory_pool(Arc::new(FairSpillPool::new(share)))
+        .with_disk_manager_builder(disk)
+        .build_arc()?;
+    inner.storage.register_with(&runtime);
+    let config = pinned_config().with_target_partitions(inner.settings.threads.max(1));
+    Ok(SessionContext::new_with_config_rt(config, runtime))
+}
+
+/// Runs `plan`, whose output is sorted states, into a run's file. Answers the run and the events that were read.
+#[expect(clippy::too_many_arguments, reason = "all of them are inputs of one step")]
+async fn write(
+    inner: &Inner,
+    target: &BuildTarget,
+    context: &SessionContext,
+    plan: LogicalPlan,
+    compiled: &CompiledView,
+    definition: &Definition,
+    coverage: Coverage,
+    status: Option<&mut BuildStatus>,
+) -> Result<(RunMeta, u64)> {
+    let physical = context.state().create_physical_plan(&plan).await?;
+    let stream = execute_stream(Arc::clone(&physical), context.task_ctx())?;
+    let id = RunId::unique();
+    let options = RunOptions::new(id.clone(), definition.hash.clone(), coverage.clone());
+    let path = paths::run(&target.view, &definition.hash, &id);
+    let writing = write_run(&inner.storage, &path, stream, compiled.key_count(), &options);
+    tokio::pin!(writing);
+    let mut status = status;
+    let file = loop {
+        tokio::select! {
+            file = &mut writing => break file?,
+            () = clock::sleep(PROGRESS_INTERVAL) => {
+                if let Some(status) = status.as_deref_mut() {
+                    status.progress.events_read = events_read(physical.as_ref());
+                    inner.history.show(status);
+                }
+            }
+        }
+    };
+    let events = events_read(physical.as_ref());
+    if let Some(status) = status {
+        status.progress.events_read = events;
+    }
+    let run = RunMeta {
+        id,
+        file: path.to_string(),
+        size_bytes: file.size_bytes,
+        rows: file.rows,
+        coverage,
+        errors: 0,
+        errors_file: None,
+    };
+    Ok((run, events))
+}
+
+/// Rows that the plan's leaves have given so far.
+fn events_read(plan: &dyn ExecutionPlan) -> u64 {
+    let children = plan.children();
+    if children.is_empty() {
+        return plan.metrics().and_then(|m| m.output_rows()).unwrap_or(0) as u64;
+    }
+    // A join's build side is a dimension table: the events are on the side with more rows.
+    children.iter().map(|c| events_read(c.as_ref())).max().unwrap_or(0)
+}
+
+async fn merge(
+    inner: &Inner,
+    target: &BuildTarget,
+    context: &SessionContext,
+    compiled: &CompiledView,
+    definition: &Definition,
+    runs: &[RunMeta],
+) -> Result<RunMeta> {
+    let mut coverage = Coverage::new();
+    let mut errors = Vec::new();
+    for run in runs {
+        for (partition, range) in run.coverage.iter() {
+            coverage.add(partition, range).map_err(|(a, b)| {
+                anyhow::anyhow!("runs of one generation leave a hole or overlap in partition {partition}: {a}, {b}")
+            })?;
+        }
+        errors.extend(read_errors(inner, run).await?);
+    }
+    let table = RunsTable::new(&inner.storage, compiled.state_schema(), runs.to_vec(), compiled.key_count())?;
+    let plan = compiled.merge_plan(table)?;
+    let (mut run, _) = write(inner, target, context, plan, compiled, definition, coverage, None).await?;
+    attach_errors(inner, target, definition, &mut run, errors).await?;
+    Ok(run)
+}
+
+/// The offsets between two cuts; a partition that `from` lacks begins at 0, below its origin there is nothing.
+fn coverage_between(from: &Cut, until: &Cut) -> Coverage {
+    let range = |p: PartitionId, end: Offset| OffsetRange::new(from.get(p).unwrap_or(Offset(0)).min(end), end);
+    until.iter().map(|(p, end)| (p, range(p, end))).collect()
+}
+
+/// Writes the events on which the SQL failed beside the run.
+async fn attach_errors(
+    inner: &Inner,
+    target: &BuildTarget,
+    definition: &Definition,
+    run: &mut RunMeta,
+    errors: Vec<EventError>,
+) -> Result<()> {
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let path = paths::run_errors(&target.view, &definition.hash, &run.id);
+    let options = RunOptions::new(run.id.clone(), definition.hash.clone(), run.coverage.clone());
+    run.errors = errors.len() as u64;
+    write_event_errors(&inner.storage, &path, errors, &options).await?;
+    run.errors_file = Some(path.to_string());
+    Ok(())
+}
+
+async fn read_errors(inner: &Inner, run: &RunMeta) -> Result<Vec<EventError>> {
+    let Some(file) = &run.errors_file else { return Ok(Vec::new()) };
+    let bytes = inner.storage.get(&Path::from(file.as_str())).await?;
+    let bytes = bytes.with_context(|| format!("{file} is named by a generation and missing"))?;
+    let mut errors = Vec::new();
+    for batch in ParquetRecordBatchReaderBuilder::try_new(bytes)?.build()? {
+        let batch = batch?;
+        let column = |i: usize| batch.column(i).as_any();
+        let partitions = column(0).downcast_ref::<Int32Array>().context("_partition")?;
+        let offsets = column(1).downcast_ref::<Int64Array>().context("_offset")?;
+        let texts = column(2).downcast_ref::<StringArray>().context("error")?;
+        for row in 0..batch.num_rows() {
+            errors.push(EventError {
+                partition: PartitionId(partitions.value(row)),
+                offset: Offset(offsets.value(row)),
+                error: texts.value(row).to_owned(),
+            });
+        }
+    }
+    Ok(errors)
+}
+
+/// Takes old generations from the list, and deletes files that no generation names.
+///
+/// A file goes only after the generation that named it went at an earlier collection, so that readers have had at
+/// least the time between two builds. What fails is tried again at the next one.
+pub(super) async fn collect(inner: &Inner, target: &BuildTarget) {
+    if let Err(error) = try_collect(inner, target).await {
+        warn!(view = %target.view, error = format!("{error:#}"), "cannot collect old files of a view");
+    }
+}
+
+async fn try_collect(inner: &Inner, target: &BuildTarget) -> Result<()> {
+    // SUBTLE: files first, from a head read before the list: what is published in between is young.
+    let listed = inner.storage.list(&paths::view(&target.view)).await?;
+    let state = target.register.state().await?;
+    let named: BTreeSet<&str> = state
+        .generations
+        .iter()
+        .flat_map(|g| &g.runs)
+        .flat_map(|r| std::iter::once(r.file.as_str()).chain(r.errors_file.as_deref()))
+        .collect();
+    let oldest = clock::now() - chrono::Duration::from_std(ORPHAN_AGE).expect("hours fit");
+    for file in listed {
+        if !named.contains(file.location.as_ref()) && file.last_modified < oldest {
+            inner.storage.delete(&file.location).await?;
+        }
+    }
+    target.register.update(|state: &ViewState| Ok::<_, Rejected>(to_retire(state))).await?;
+    Ok(())
+}
+
+/// The oldest generations beyond those that are kept or needed.
+fn to_retire(state: &ViewState) -> Option<ViewEvent> {
+    let needed = state.needed_generations();
+    let excess = state.generations.len().saturating_sub(KEPT_GENERATIONS);
+    let old = state.generations.iter().take(excess).map(|g| g.id);
+    let generations: Vec<GenerationId> = old.filter(|id| !needed.contains(id)).collect();
+    (!generations.is_empty()).then_some(ViewEvent::Retired { generations })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coverage_begins_at_the_base_or_at_the_log_s_start() {
+        let coverage = coverage_between(&[(0, 5)].into(), &[(0, 7), (1, 3)].into());
+        assert_eq!(coverage.get(PartitionId(0)), Some(OffsetRange::new(Offset(5), Offset(7))));
+        assert_eq!(coverage.get(PartitionId(1)), Some(OffsetRange::new(Offset(0), Offset(3))));
+        assert!(coverage_between(&[(0, 5)].into(), &[(0, 5)].into()).is_empty());
+    }
+}

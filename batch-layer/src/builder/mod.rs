@@ -1,0 +1,304 @@
+//! Builds: rebuild, refresh, activation. Claim a cut, wait for the archiver, read the events, publish.
+//!
+//! `protocol.md`, "A build", is the source of the rules. What is decided stands in the view's register; this module
+//! only proposes, and ends whenever the head says that somebody else was quicker.
+
+mod decide;
+mod execute;
+mod files;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
+use watershed_shared::catalog::{BuildMode, BuildOutcome, Rejected, ViewEvent, ViewState};
+use watershed_shared::clock;
+use watershed_shared::config::BatchConfig;
+use watershed_shared::definitions::Definitions;
+use watershed_shared::delta::DeltaService;
+use watershed_shared::master::MasterDataset;
+use watershed_shared::names::{BuildId, GenerationId};
+use watershed_shared::register::Register;
+use watershed_shared::storage::Storage;
+use watershed_shared::task;
+
+use crate::archiver;
+use crate::history::{History, new_build_id};
+
+pub use decide::{BuildPlan, DryRun};
+
+/// Between two looks whether builds have ended.
+const DRAIN_POLL: std::time::Duration = std::time::Duration::from_millis(20);
+
+/// A view that can be built, with everything that its builds read and write.
+#[derive(Debug, Clone)]
+pub struct BuildTarget {
+    pub view: String,
+    pub register: Register<ViewState>,
+    pub master: MasterDataset,
+    /// `None`: no worker is known, cuts stand at the archived offsets.
+    pub delta: Option<Arc<dyn DeltaService>>,
+    /// Asked to commit soon when a build waits for its cut.
+    pub archive: archiver::Handle,
+}
+
+/// Why a build was not started, or cannot be stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    #[error("unknown view `{0}`")]
+    UnknownView(String),
+    #[error("unknown build `{0}`")]
+    UnknownBuild(BuildId),
+    #[error("view `{view}` has no generation {generation}")]
+    UnknownGeneration { view: String, generation: GenerationId },
+    #[error("build {build} of view `{view}` is already running: wait for it, or cancel it first")]
+    AlreadyRunning { view: String, build: BuildId },
+    #[error("build {build} has already ended ({state:?})")]
+    Finished { build: BuildId, state: BuildState },
+    #[error("build {build} is run by another process ({holder}): cancel it there")]
+    Elsewhere { build: BuildId, holder: String },
+    #[error("the view's register cannot be read or written: {0}")]
+    Register(String),
+}
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct BuildRequest {
+    pub view: String,
+    pub mode: BuildMode,
+    /// The base of an activation.
+    pub base: Option<GenerationId>,
+    pub trigger: Trigger,
+}
+
+/// Runs builds in this process. Cheap to clone.
+///
+/// At most `max_builds` run at a time, one per view; others wait as `queued`.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    storage: Storage,
+    history: History,
+    definitions: Definitions,
+    settings: BatchConfig,
+    /// Where sorts and aggregations spill to.
+    spill_dir: std::path::PathBuf,
+    /// This process, the same after a restart on the same `data_dir`.
+    holder: String,
+    targets: BTreeMap<String, BuildTarget>,
+    slots: Semaphore,
+    running: Mutex<BTreeMap<String, Running>>,
+    shutdown: CancellationToken,
+}
+
+/// A build of this process that has not ended.
+#[derive(Debug)]
+struct Running {
+    id: BuildId,
+    cancel: CancellationToken,
+}
+
+/// What a [`Builder`] is made of.
+#[derive(Debug)]
+pub struct BuilderOptions {
+    pub storage: Storage,
+    pub history: History,
+    pub definitions: Definitions,
+    pub settings: BatchConfig,
+    pub spill_dir: std::path::PathBuf,
+    pub holder: String,
+    pub targets: Vec<BuildTarget>,
+    pub shutdown: CancellationToken,
+}
+
+impl Builder {
+    pub fn new(options: BuilderOptions) -> Self {
+        let slots = Semaphore::new(options.settings.max_builds.max(1));
+        let targets = options.targets.into_iter().map(|t| (t.view.clone(), t)).collect();
+        Self {
+            inner: Arc::new(Inner {
+                storage: options.storage,
+                history: options.history,
+                definitions: options.definitions,
+                settings: options.settings,
+                spill_dir: options.spill_dir,
+                holder: options.holder,
+                targets,
+                slots,
+                running: Mutex::new(BTreeMap::new()),
+                shutdown: options.shutdown,
+            }),
+        }
+    }
+
+    pub fn history(&self) -> &History {
+        &self.inner.history
+    }
+
+    pub fn targets(&self) -> impl Iterator<Item = &BuildTarget> {
+        self.inner.targets.values()
+    }
+
+    /// Ends the claims that an earlier life of this process left open: their builds were interrupted. To be called
+    /// once, before the first build starts.
+    ///
+    /// # Errors
+    /// When a register cannot be read or written.
+    pub async fn recover(&self) -> Result<(), RequestError> {
+        for target in self.inner.targets.values() {
+            let holder = self.inner.holder.clone();
+            loop {
+                let mut interrupted = None;
+                let decided = target
+                    .register
+                    .update(|state: &ViewState| {
+                        interrupted = state.builds.values().find(|b| b.holder == holder).map(|b| b.id.clone());
+                        Ok::<_, Rejected>(
+                            interrupted
+                                .clone()
+                                .map(|build| ViewEvent::Ended { build, outcome: BuildOutcome::Interrupted }),
+                        )
+                    })
+                    .await;
+                decided.map_err(|e| RequestError::Register(e.to_string()))?;
+                let Some(build) = interrupted else { break };
+                info!(view = %target.view, %build, "an interrupted build was recognised");
+            }
+        }
+        for mut status in self.inner.history.list(None) {
+            if !status.state.is_final() && status.holder == self.inner.holder {
+                status.state = BuildState::Interrupted;
+                status.error = Some("the process that ran it ended before the build did".to_owned());
+                status.finished_at = Some(clock::now());
+                self.inner.history.record(&status).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a build, and answers its first status at once.
+    ///
+    /// # Errors
+    /// [`RequestError::AlreadyRunning`] while one of the view runs or waits.
+    pub async fn start(&self, request: BuildRequest) -> Result<BuildStatus, RequestError> {
+        let target = self.target(&request.view)?.clone();
+        if let Some(base) = request.base {
+            let head = target.register.state().await.map_err(|e| RequestError::Register(e.to_string()))?;
+            if head.generation(base).is_none() {
+                return Err(RequestError::UnknownGeneration { view: request.view, generation: base });
+            }
+        }
+        let id = new_build_id();
+        let cancel = self.inner.shutdown.child_token();
+        {
+            let mut running = self.inner.running.lock();
+            if let Some(other) = running.get(&request.view) {
+                return Err(RequestError::AlreadyRunning { view: request.view, build: other.id.clone() });
+            }
+            running.insert(request.view.clone(), Running { id: id.clone(), cancel: cancel.clone() });
+        }
+        let mut status = BuildStatus::new(id, &request.view, request.mode, request.trigger, &self.inner.holder);
+        status.base = request.base;
+        self.inner.history.record(&status).await;
+        let builder = self.clone();
+        let first = status.clone();
+        task::spawn("build", async move {
+            builder.run(target, status, cancel).await;
+            builder.inner.running.lock().remove(&request.view);
+            builder.inner.history.prune().await;
+        });
+        Ok(first)
+    }
+
+    /// What a build would do now, without doing it.
+    ///
+    /// # Errors
+    /// As [`Builder::start`], without `AlreadyRunning`.
+    pub async fn dry_run(&self, request: &BuildRequest) -> Result<DryRun, RequestError> {
+        let target = self.target(&request.view)?;
+        let head = target.register.state().await.map_err(|e| RequestError::Register(e.to_string()))?;
+        let plan =
+            decide::plan(&head, request.mode, request.base).map_err(|e| RequestError::Register(e.to_string()))?;
+        let archived = target.master.snapshot().await.map_err(|e| RequestError::Register(e.to_string()))?;
+        let reached = target.delta.as_ref().map(|d| d.watch().borrow().position.clone()).unwrap_or_default();
+        let cut = reached.join(archived.archived_until()).join(&plan.base_cut);
+        Ok(plan.dry_run(cut, archived.archived_until()))
+    }
+
+    /// Stops a build of this process; it ends as `cancelled` unless it has been published already.
+    ///
+    /// # Errors
+    /// When there is no such build, it has ended, or another process runs it.
+    pub fn cancel(&self, id: &BuildId) -> Result<BuildStatus, RequestError> {
+        let status = self.inner.history.watch(id).ok_or_else(|| RequestError::UnknownBuild(id.clone()))?;
+        let status = status.borrow().clone();
+        if status.state.is_final() {
+            return Err(RequestError::Finished { build: id.clone(), state: status.state });
+        }
+        let running = self.inner.running.lock();
+        match running.values().find(|r| r.id == *id) {
+            Some(build) => build.cancel.cancel(),
+            None => return Err(RequestError::Elsewhere { build: id.clone(), holder: status.holder }),
+        }
+        Ok(status)
+    }
+
+    /// Waits until no build of this process runs.
+    pub async fn drained(&self) {
+        while !self.inner.running.lock().is_empty() {
+            clock::sleep(DRAIN_POLL).await;
+        }
+    }
+
+    fn target(&self, view: &str) -> Result<&BuildTarget, RequestError> {
+        self.inner.targets.get(view).ok_or_else(|| RequestError::UnknownView(view.to_owned()))
+    }
+
+    async fn run(&self, target: BuildTarget, mut status: BuildStatus, cancel: CancellationToken) {
+        let slot = tokio::select! {
+            slot = self.inner.slots.acquire() => Some(slot.expect("the semaphore is never closed")),
+            () = cancel.cancelled() => None,
+        };
+        let outcome = match slot {
+            Some(_slot) => {
+                status.state = BuildState::Running;
+                status.started_at = Some(clock::now());
+                self.inner.history.record(&status).await;
+                execute::execute(&self.inner, &target, &mut status, &cancel).await
+            }
+            None => Err(execute::Stopped::Cancelled),
+        };
+        let outcome = match outcome {
+            Ok(generation) => Ok(generation),
+            Err(stopped) => {
+                let (state, outcome) = stopped.states(self.inner.shutdown.is_cancelled());
+                execute::end_claim(&target, &status, outcome).await.ok_or((state, stopped.message()))
+            }
+        };
+        status.finished_at = Some(clock::now());
+        match outcome {
+            Ok(generation) => {
+                info!(view = %status.view, build = %status.id, %generation, "published a generation");
+                status.state = BuildState::Succeeded;
+                status.generation = Some(generation);
+                status.progress.step = "done".to_owned();
+                files::collect(&self.inner, &target).await;
+            }
+            Err((state, error)) => {
+                status.state = state;
+                status.error = error;
+                let error = status.error.as_deref().unwrap_or_default();
+                warn!(view = %status.view, build = %status.id, ?state, error, "a build ended without a generation");
+            }
+        }
+        self.inner.history.record(&status).await;
+    }
+}
