@@ -1,0 +1,7 @@
+//! Tests of the speed layer as its users see it.
+
+mod oracle;
+mod real;
+mod sled;
+mod views;
+mod world;
