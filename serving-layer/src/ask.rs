@@ -1,0 +1,339 @@
+//! One request for rows: the answers that it reads, chosen once; the tables over them; the rows and what is true of
+//! them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use bytes::Bytes;
+use datafusion::catalog::view::ViewTable;
+use datafusion::catalog::{MemTable, TableProvider};
+use datafusion::common::DataFusionError;
+use datafusion::common::ScalarValue;
+use datafusion::datasource::provider_as_source;
+use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ident, lit};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde::Serialize;
+use watershed_shared::clock;
+use watershed_shared::names::GenerationId;
+use watershed_shared::offsets::{Offset, OffsetVector, PartitionId};
+use watershed_shared::record::{EVENT_TIME_MAX, LATE};
+use watershed_shared::run::{event_error_schema, event_errors_to_batch};
+
+use crate::engine::{Engine, Failure, Rows, failure};
+use crate::error::{Code, Error, Result};
+use crate::front::{ViewAnswer, ViewMeta, runs_table};
+use crate::merged::MergedStates;
+use crate::serving::Serving;
+use crate::sql::{Named, Query};
+
+/// How often a request begins again when files are deleted under it.
+const ATTEMPTS: usize = 4;
+
+/// A request for rows.
+#[derive(Debug, Clone)]
+pub(crate) struct Ask {
+    pub query: Query,
+    /// By stream.
+    pub wait_for: BTreeMap<String, OffsetVector>,
+    pub deadline: clock::Instant,
+    /// The view's answer is this generation's alone.
+    pub generation: Option<(String, GenerationId)>,
+    /// Rather no answer than an incomplete one.
+    pub min_complete: bool,
+}
+
+/// `meta` of an answer.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Meta {
+    pub views: BTreeMap<String, ViewMeta>,
+    pub streams: BTreeMap<String, StreamMeta>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub truncated: Option<bool>,
+}
+
+/// `meta.streams.<stream>`: a stream read directly.
+#[derive(Debug, Clone, Serialize)]
+pub struct StreamMeta {
+    /// The Delta version.
+    pub version: u64,
+    pub archived_until: BTreeMap<PartitionId, Offset>,
+}
+
+/// Rows and what is true of them.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub rows: Rows,
+    pub meta: Meta,
+}
+
+type Tables = Vec<(Named, Arc<dyn TableProvider>)>;
+
+impl Serving {
+    /// # Errors
+    /// As the contract's codes say.
+    pub(crate) async fn ask(&self, ask: &Ask) -> Result<Answer> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match self.attempt(ask).await {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Answer(error)) => return Err(error),
+                // Nothing has been sent: with the answer of now, which names files that are there, it can be.
+                Err(Failure::FileGone(error)) if attempt < ATTEMPTS => {
+                    tracing::debug!(%error, "a file was deleted under a query: it begins again");
+                    clock::sleep(std::time::Duration::from_millis(20 << attempt)).await;
+                }
+                Err(Failure::FileGone(error)) => {
+                    tracing::error!(%error, "a file that the view's register names is missing");
+                    return Err(Error::new(
+                        Code::NotReady,
+                        "a file that the view's register names is missing in the storage",
+                    ));
+                }
+            }
+        }
+    }
+
+    async fn attempt(&self, ask: &Ask) -> std::result::Result<Answer, Failure> {
+        let (tables, meta, unknown) = self.tables(ask).await?;
+        if ask.min_complete
+            && let Some((view, incomplete)) = meta.views.iter().find(|(_, m)| !m.complete)
+        {
+            let reasons: Vec<_> = incomplete.reasons.iter().map(|r| r.message.as_str()).collect();
+            let message = format!("view `{view}` would be incomplete: {}", reasons.join("; "));
+            return Err(Error::new(Code::Incomplete, message).into());
+        }
+        let engine = &self.inner.engine;
+        // After what may have been a long wait for a position: who waits takes nobody's turn.
+        let _turn = Engine::until(ask.deadline, engine.turn()).await?;
+        let state = engine.session(tables);
+        let query = ask.query.clone();
+        let plan_state = state.clone();
+        let planned = engine.on_threads("plan", async move { query.plan(&plan_state).await });
+        let plan = Engine::until(ask.deadline, planned).await.map_err(|error| match unknown {
+            Some(unknown) if error.code == Code::BadSql => {
+                let place = error.message.find(" at Line").map(|at| error.message[at..].to_owned());
+                Error::new(Code::BadSql, format!("{unknown}{}", place.unwrap_or_default()))
+            }
+            _ => error,
+        })?;
+        let collected = tokio::time::timeout_at(ask.deadline, engine.collect(state, plan)).await;
+        let late = || {
+            let mut error = Error::new(Code::Timeout, "the query took longer than its timeout_ms");
+            error.position =
+                meta.views.values().next().map(|m| m.partitions.iter().map(|(p, m)| (*p, m.position)).collect());
+            Failure::Answer(error)
+        };
+        let rows = collected.map_err(|_| late())??;
+        Ok(Answer { rows, meta })
+    }
+
+    /// The tables that the statement names, over answers chosen now; what is true of them; and what to say of a name
+    /// that is nobody's.
+    async fn tables(&self, ask: &Ask) -> std::result::Result<(Tables, Meta, Option<String>), Failure> {
+        let input = &self.inner.input;
+        let named = ask.query.tables()?;
+        let (mut tables, mut meta, mut unknown): (Tables, Meta, _) = (Vec::new(), Meta::default(), None);
+        let mut views: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for name in &named {
+            match name {
+                Named::Plain(view) | Named::ViewErrors(view) if input.views.contains_key(view) => {
+                    views.entry(&input.views[view].stream).or_default().insert(view);
+                }
+                Named::Plain(stream) if input.streams.contains_key(stream) => {
+                    let (table, about) = self.stream_table(stream).await?;
+                    tables.push((name.clone(), table));
+                    meta.streams.insert(stream.clone(), about);
+                }
+                Named::Plain(table) if input.tables.contains_key(table) => {
+                    let table = &input.tables[table];
+                    let rows =
+                        MemTable::try_new(Arc::clone(&table.schema), vec![table.batches.clone()]).map_err(failure)?;
+                    tables.push((name.clone(), Arc::new(rows)));
+                }
+                Named::DeadLetters(stream) if input.streams.contains_key(stream) => {
+                    let letters = input.streams[stream].master.dead_letters().await.map_err(Error::internal)?;
+                    tables.push((name.clone(), letters));
+                }
+                other => unknown = Some(self.unknown_table(other)),
+            }
+        }
+        for stream in ask.wait_for.keys() {
+            self.stream(stream)?;
+            views.entry(stream).or_default();
+        }
+        for (stream, of_stream) in views {
+            let of_stream: Vec<&str> = of_stream.into_iter().collect();
+            let answers = match &ask.generation {
+                Some((view, generation)) => vec![self.generation(view, *generation).await?],
+                None => self.at_one_position(stream, &of_stream, ask.wait_for.get(stream), ask.deadline).await?,
+            };
+            for answer in answers {
+                meta.views.insert(answer.view.clone(), answer.meta(clock::now()));
+                if named.contains(&Named::Plain(answer.view.clone())) {
+                    tables.push((Named::Plain(answer.view.clone()), self.view_table(&answer).await?));
+                }
+                if named.contains(&Named::ViewErrors(answer.view.clone())) {
+                    tables.push((Named::ViewErrors(answer.view.clone()), self.errors_table(&answer).await?));
+                }
+            }
+        }
+        Ok((tables, meta, unknown))
+    }
+
+    fn unknown_table(&self, named: &Named) -> String {
+        let input = &self.inner.input;
+        let (what, name, known): (_, _, Vec<&String>) = match named {
+            Named::Plain(name) => (
+                "view, stream or table",
+                name,
+                input.views.keys().chain(input.streams.keys()).chain(input.tables.keys()).collect(),
+            ),
+            Named::DeadLetters(name) => ("stream", name, input.streams.keys().collect()),
+            Named::ViewErrors(name) => ("view", name, input.views.keys().collect()),
+        };
+        Error::unknown(Code::BadSql, what, name, known.into_iter().map(String::as_str)).message
+    }
+
+    /// The answer of one generation alone.
+    pub(crate) async fn generation(&self, view: &str, id: GenerationId) -> Result<Arc<ViewAnswer>> {
+        let input = self.view(view)?;
+        let state = Arc::clone(&input.register.borrow());
+        let unknown = || Error::new(Code::UnknownGeneration, format!("view `{view}` has no generation {id}"));
+        let generation = state.generation(id).ok_or_else(unknown)?;
+        let definition = state.definitions.get(&generation.definition).ok_or_else(unknown)?;
+        let compiled = self.inner.input.definitions.compiled(view, definition).await;
+        let compiled =
+            compiled.map_err(|e| Error::new(Code::NotReady, format!("generation {id} cannot be read: {e}")))?;
+        let runs = match generation.runs.is_empty() {
+            true => None,
+            false => Some(runs_table(&self.inner.input.storage, generation, &compiled).map_err(Error::internal)?),
+        };
+        let now = self.now(&input.stream)?;
+        Ok(Arc::new(ViewAnswer::alone(view, &now, compiled, definition.retain, Arc::new(generation.clone()), runs)))
+    }
+
+    /// The view as this answer has it.
+    pub(crate) async fn view_table(&self, answer: &ViewAnswer) -> std::result::Result<Arc<dyn TableProvider>, Failure> {
+        let states = self.states(answer).await?;
+        self.view_over(answer, states).await
+    }
+
+    /// The view over these states, at the answer's position.
+    pub(crate) async fn view_over(
+        &self,
+        answer: &ViewAnswer,
+        states: Arc<dyn TableProvider>,
+    ) -> std::result::Result<Arc<dyn TableProvider>, Failure> {
+        let bound = self.retain_bound(answer).await?;
+        let plan = answer.compiled.served_plan(states, bound).map_err(view_failure)?;
+        Ok(Arc::new(ViewTable::new(plan, None)))
+    }
+
+    /// All states below the answer's position.
+    async fn states(&self, answer: &ViewAnswer) -> std::result::Result<Arc<dyn TableProvider>, Failure> {
+        if !answer.reads_master() {
+            return Ok(Arc::new(answer.stored_states()));
+        }
+        let snapshot = self.stream(&answer.stream)?.master.snapshot().await.map_err(Error::internal)?;
+        let events = snapshot.scan(Some(&answer.origins), &answer.cut).map_err(Error::internal)?;
+        let (below, _errors) = answer.compiled.rows_plan(events).map_err(view_failure)?;
+        let parts: Vec<Arc<dyn TableProvider>> =
+            vec![Arc::new(ViewTable::new(below, None)), Arc::new(answer.delta_states())];
+        Ok(Arc::new(MergedStates::new(answer.compiled.state_schema(), parts)))
+    }
+
+    /// Below which groups are hidden: the greatest running maximum at the position minus `retain`.
+    pub(crate) async fn retain_bound(&self, answer: &ViewAnswer) -> Result<Option<i64>> {
+        let Some(retain) = answer.retain else { return Ok(None) };
+        let max = match answer.event_time_max {
+            Some(known) => known,
+            None => {
+                let snapshot = self.stream(&answer.stream)?.master.snapshot().await.map_err(Error::internal)?;
+                let mut max = None;
+                for (partition, offset) in answer.position.iter() {
+                    max = max.max(snapshot.event_time_max_at(partition, offset).await.map_err(Error::internal)?);
+                }
+                max
+            }
+        };
+        let retain = i64::try_from(retain.as_micros()).unwrap_or(i64::MAX);
+        Ok(max.map(|max| max.saturating_sub(retain)))
+    }
+
+    /// A stream's archived part, with the computed column.
+    async fn stream_table(&self, stream: &str) -> std::result::Result<(Arc<dyn TableProvider>, StreamMeta), Failure> {
+        let StreamInputRef { master, event_time, lateness } = self.stream_parts(stream)?;
+        let snapshot = master.snapshot().await.map_err(Error::internal)?;
+        let about =
+            StreamMeta { version: snapshot.version(), archived_until: snapshot.archived_until().iter().collect() };
+        let events = snapshot.scan_archived().map_err(Error::internal)?;
+        let late = match (event_time, lateness) {
+            (Some(event_time), Some(lateness)) => {
+                let interval =
+                    ScalarValue::new_interval_mdn(0, 0, i64::try_from(lateness.as_nanos()).unwrap_or(i64::MAX));
+                // NULL is not late.
+                ident(event_time).lt(ident(EVENT_TIME_MAX) - lit(interval)).is_true()
+            }
+            _ => lit(false),
+        };
+        let mut columns: Vec<Expr> = events.schema().fields().iter().map(|f| ident(f.name())).collect();
+        let system = events.schema().index_of(EVENT_TIME_MAX).map_or(0, |i| i + 1);
+        columns.insert(system, late.alias(LATE));
+        let plan = LogicalPlanBuilder::scan(stream, provider_as_source(events), None)
+            .and_then(|b| b.project(columns)?.build())
+            .map_err(failure)?;
+        Ok((Arc::new(ViewTable::new(plan, None)), about))
+    }
+
+    fn stream_parts(&self, stream: &str) -> Result<StreamInputRef<'_>> {
+        let input = self.stream(stream)?;
+        Ok(StreamInputRef {
+            master: &input.master,
+            event_time: input.config.event_time.as_deref(),
+            lateness: input.config.allowed_lateness,
+        })
+    }
+
+    /// `_partition, _offset, error` of the events on which the view's SQL failed, below the answer's position.
+    async fn errors_table(&self, answer: &ViewAnswer) -> std::result::Result<Arc<dyn TableProvider>, Failure> {
+        let schema = event_error_schema();
+        let mut batches = Vec::new();
+        for file in answer.generation.iter().flat_map(|g| &g.runs).filter_map(|r| r.errors_file.as_ref()) {
+            let path = file.as_str().into();
+            let bytes: Option<Bytes> = self.inner.input.storage.get(&path).await.map_err(Error::internal)?;
+            let Some(bytes) = bytes else {
+                let gone = object_store::Error::NotFound { path: file.clone(), source: "an errors file".into() };
+                return Err(Failure::FileGone(DataFusionError::ObjectStore(Box::new(gone))));
+            };
+            let reader =
+                ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).map_err(Error::internal)?;
+            for batch in reader {
+                let batch = batch.and_then(|b| RecordBatch::try_new(Arc::clone(&schema), b.columns().to_vec()));
+                batches.push(batch.map_err(Error::internal)?);
+            }
+        }
+        batches.extend(answer.runs.iter().map(|run| event_errors_to_batch(&run.errors)));
+        Ok(Arc::new(MemTable::try_new(schema, vec![batches]).map_err(failure)?))
+    }
+}
+
+struct StreamInputRef<'a> {
+    master: &'a watershed_shared::master::MasterDataset,
+    event_time: Option<&'a str>,
+    lateness: Option<std::time::Duration>,
+}
+
+pub(crate) fn view_failure(error: watershed_shared::view::Error) -> Failure {
+    match error {
+        watershed_shared::view::Error::Engine { source, .. } => failure(source),
+        other => Failure::Answer(Error::internal(other)),
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Answer(error)
+    }
+}

@@ -1,0 +1,176 @@
+//! What a request is answered with when it cannot be answered: one list of codes, each with its status.
+
+use serde::Serialize;
+use warp::http::StatusCode;
+use watershed_shared::offsets::Position;
+
+/// The codes of `{"error": {"code", "message"}}`. Clients match on them: none may change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The SQL of a statement is wrong; the message names the place.
+    BadSql,
+    /// A parameter in the query string is wrong; the message names it.
+    BadParameter,
+    /// The body, its type or its encoding is wrong.
+    BadRequest,
+    NotFound,
+    MethodNotAllowed,
+    UnknownView,
+    UnknownStream,
+    UnknownGeneration,
+    UnknownBuild,
+    /// A build of the view is under way.
+    AlreadyRunning,
+    /// What was to be changed is over.
+    Finished,
+    /// The cursor to resume from is no longer kept: begin again.
+    CursorGone,
+    /// A body or a result is larger than allowed.
+    TooLarge,
+    /// As many requests as allowed are under way: try again.
+    TooManyRequests,
+    /// It failed here; the log has the details.
+    Internal,
+    /// This process cannot do that at all.
+    NotSupported,
+    /// The view cannot be answered yet.
+    NotReady,
+    /// `min_complete` was asked for and the answer would be incomplete.
+    Incomplete,
+    /// The time is over; the message says the position.
+    Timeout,
+}
+
+impl Code {
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::BadSql | Self::BadParameter | Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::NotFound | Self::UnknownView | Self::UnknownStream | Self::UnknownGeneration | Self::UnknownBuild => {
+                StatusCode::NOT_FOUND
+            }
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::AlreadyRunning | Self::Finished => StatusCode::CONFLICT,
+            Self::CursorGone => StatusCode::GONE,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NotSupported => StatusCode::NOT_IMPLEMENTED,
+            Self::NotReady | Self::Incomplete => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// As it stands in the body.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadSql => "bad_sql",
+            Self::BadParameter => "bad_parameter",
+            Self::BadRequest => "bad_request",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::UnknownView => "unknown_view",
+            Self::UnknownStream => "unknown_stream",
+            Self::UnknownGeneration => "unknown_generation",
+            Self::UnknownBuild => "unknown_build",
+            Self::AlreadyRunning => "already_running",
+            Self::Finished => "finished",
+            Self::CursorGone => "cursor_gone",
+            Self::TooLarge => "too_large",
+            Self::TooManyRequests => "too_many_requests",
+            Self::Internal => "internal",
+            Self::NotSupported => "not_supported",
+            Self::NotReady => "not_ready",
+            Self::Incomplete => "incomplete",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// Why a request is not answered, as the client sees it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {message}", code.as_str())]
+pub struct Error {
+    pub code: Code,
+    pub message: String,
+    /// Where the view stands, in a `timeout`.
+    pub position: Option<Position>,
+}
+
+/// What everything behind a route answers.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), position: None }
+    }
+
+    /// With the position that had been reached.
+    pub fn at(mut self, position: Position) -> Self {
+        self.position = Some(position);
+        self
+    }
+
+    pub(crate) fn bad_parameter(name: &str, message: impl std::fmt::Display) -> Self {
+        Self::new(Code::BadParameter, format!("parameter `{name}`: {message}"))
+    }
+
+    pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
+        Self::new(Code::Internal, error.to_string())
+    }
+
+    /// Names the nearest of `known` when there is one that is near.
+    pub(crate) fn unknown<'a>(code: Code, what: &str, name: &str, known: impl Iterator<Item = &'a str>) -> Self {
+        let nearest = known
+            .map(|k| (strsim::damerau_levenshtein(k, name), k))
+            .filter(|(distance, k)| *distance <= 1 + k.len().max(name.len()) / 3)
+            .min();
+        let hint = nearest.map(|(_, k)| format!("; did you mean `{k}`?")).unwrap_or_default();
+        Self::new(code, format!("there is no {what} `{name}`{hint}"))
+    }
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    error: BodyError<'a>,
+}
+
+#[derive(Serialize)]
+struct BodyError<'a> {
+    code: Code,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    position: Option<&'a Position>,
+}
+
+impl Error {
+    /// The body as the contract has it.
+    pub fn to_json(&self) -> String {
+        let error = BodyError { code: self.code, message: &self.message, position: self.position.as_ref() };
+        serde_json::to_string(&Body { error }).expect("strings and numbers serialize")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_name_brings_up_the_nearest() {
+        let known = ["events_per_hour", "users"];
+        let error = Error::unknown(Code::UnknownView, "view", "event_per_hour", known.into_iter());
+        assert_eq!(
+            error.to_json(),
+            r#"{"error":{"code":"unknown_view","message":"there is no view `event_per_hour`; did you mean `events_per_hour`?"}}"#
+        );
+        let error = Error::unknown(Code::UnknownView, "view", "zzzzzz", known.into_iter());
+        assert_eq!(error.message, "there is no view `zzzzzz`");
+    }
+
+    #[test]
+    fn the_code_in_the_body_is_the_code_in_messages() {
+        for code in [Code::BadSql, Code::AlreadyRunning, Code::TooManyRequests, Code::CursorGone, Code::Timeout] {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The HTTP interface: routes, and what they take and give.
+
+mod catalog;
+mod live;
+mod openapi;
+mod operate;
+mod page;
+mod params;
+mod publish;
+mod query;
+mod reply;
+
+use std::convert::Infallible;
+use std::future::Future;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures::{Stream, StreamExt};
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+use warp::{Filter, Rejection};
+use watershed_shared::clock;
+
+use crate::error::{Code, Error, Result};
+use crate::serving::Serving;
+
+pub use openapi::ROUTES;
+
+/// All routes of the contract. Never rejects: what is wrong is answered as an error.
+pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
+    let v1 = || warp::path("v1");
+    let routes = [
+        // Asking.
+        get(&serving, v1().and(warp::path("views")).and(warp::path::end()), catalog::views),
+        get_one(&serving, v1().and(warp::path!("views" / String)), query::view),
+        get_one(&serving, v1().and(warp::path!("views" / String / "schema")), catalog::schema),
+        get_one(&serving, v1().and(warp::path!("views" / String / "live")), live::live),
+        v1().and(warp::path!("query"))
+            .and(warp::post())
+            .and(request(&serving))
+            .and(warp::body::stream())
+            .then(|request: Request, body| {
+                answer(async move {
+                    let bytes = capped(body, request.serving.inner.input.settings.max_body_bytes).await?;
+                    query::query(request, bytes).await
+                })
+            })
+            .boxed(),
+        // Publishing.
+        v1().and(warp::path!("streams" / String))
+            .and(warp::post())
+            .and(request(&serving))
+            .and(warp::body::stream())
+            .then(|stream: String, request: Request, body| {
+                answer(async move {
+                    let bytes = capped(body, request.serving.inner.input.settings.max_publish_bytes).await?;
+                    publish::publish(request, stream, bytes).await
+                })
+            })
+            .boxed(),
+        // Builds and generations.
+        v1().and(warp::path!("views" / String / "rebuilds"))
+            .and(warp::post())
+            .and(request(&serving))
+            .and(warp::body::stream())
+            .then(|view: String, request: Request, body| {
+                answer(async move {
+                    let bytes = capped(body, request.serving.inner.input.settings.max_body_bytes).await?;
+                    operate::start(request, view, bytes).await
+                })
+            })
+            .boxed(),
+        v1().and(warp::path!("views" / String / "schedule"))
+            .and(warp::put())
+            .and(request(&serving))
+            .and(warp::body::stream())
+            .then(|view: String, request: Request, body| {
+                answer(async move {
+                    let bytes = capped(body, request.serving.inner.input.settings.max_body_bytes).await?;
+                    operate::schedule(request, view, bytes).await
+                })
+            })
+            .boxed(),
+        get(&serving, v1().and(warp::path!("rebuilds")), operate::builds),
+        get_one(&serving, v1().and(warp::path!("rebuilds" / String)), operate::build),
+        v1().and(warp::path!("rebuilds" / String))
+            .and(warp::delete())
+            .and(request(&serving))
+            .then(|id: String, request: Request| answer(operate::cancel(request, id)))
+            .boxed(),
+        get_one(&serving, v1().and(warp::path!("views" / String / "generations")), catalog::generations),
+        v1().and(warp::path!("views" / String / "generations" / String / "activate"))
+            .and(warp::post())
+            .and(request(&serving))
+            .then(|view: String, generation: String, request: Request| {
+                answer(operate::activate(request, view, generation))
+            })
+            .boxed(),
+        v1().and(warp::path!("views" / String / "generations" / String / "diff" / String))
+            .and(warp::get())
+            .and(request(&serving))
+            .then(|view: String, a: String, b: String, request: Request| answer(operate::diff(request, view, a, b)))
+            .boxed(),
+        v1().and(warp::path!("views" / String / "verify"))
+            .and(warp::post())
+            .and(request(&serving))
+            .then(|view: String, request: Request| answer(operate::verify(request, view)))
+            .boxed(),
+        // Operation.
+        get(&serving, v1().and(warp::path!("status")), operate::status),
+        get(&serving, warp::path!("metrics"), operate::metrics),
+        get(&serving, warp::path!("healthz"), operate::healthz),
+        get(&serving, warp::path!("readyz"), operate::readyz),
+        get(&serving, warp::path!("openapi.json"), operate::openapi),
+        get(&serving, warp::path::end(), page::page),
+    ];
+    let all = routes.into_iter().reduce(|all, route| all.or(route).unify().boxed()).expect("there are routes");
+    let metered = serving.clone();
+    let metered = warp::log::custom(move |info| {
+        let route = openapi::pattern(info.method().as_str(), info.path());
+        metered.inner.metrics.request(route, info.status().as_u16(), info.elapsed());
+    });
+    all.recover(rejected).unify().with(metered).map(warp::Reply::into_response).boxed()
+}
+
+/// What every handler gets.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub serving: Serving,
+    /// The query string.
+    pub query: String,
+    pub accept: Option<String>,
+    pub last_event_id: Option<String>,
+}
+
+impl Request {
+    /// When a request that may take `timeout_ms` (else the default) must be over.
+    pub(crate) fn deadline(&self, timeout_ms: Option<u64>) -> clock::Instant {
+        let timeout = timeout_ms.map(std::time::Duration::from_millis);
+        // An hour is for ever.
+        let timeout = timeout.unwrap_or(self.serving.inner.input.settings.query.timeout);
+        clock::Instant::now() + timeout.min(std::time::Duration::from_secs(3600))
+    }
+}
+
+fn request(serving: &Serving) -> impl Filter<Extract = (Request,), Error = Rejection> + Clone + use<> {
+    let serving = serving.clone();
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    warp::any()
+        .map(move || serving.clone())
+        .and(query)
+        .and(warp::header::optional("accept"))
+        .and(warp::header::optional("last-event-id"))
+        .map(|serving, query, accept, last_event_id| Request { serving, query, accept, last_event_id })
+}
+
+fn get<F>(
+    serving: &Serving,
+    path: impl Filter<Extract = (), Error = Rejection> + Clone + Send + Sync + 'static,
+    handler: impl Fn(Request) -> F + Clone + Send + Sync + 'static,
+) -> BoxedFilter<(Response,)>
+where
+    F: Future<Output = Result<Response>> + Send + 'static,
+{
+    path.and(warp::get().or(warp::head()).unify())
+        .and(request(serving))
+        .then(move |request: Request| answer(handler(request)))
+        .boxed()
+}
+
+fn get_one<F>(
+    serving: &Serving,
+    path: impl Filter<Extract = (String,), Error = Rejection> + Clone + Send + Sync + 'static,
+    handler: impl Fn(Request, String) -> F + Clone + Send + Sync + 'static,
+) -> BoxedFilter<(Response,)>
+where
+    F: Future<Output = Result<Response>> + Send + 'static,
+{
+    path.and(warp::get())
+        .and(request(serving))
+        .then(move |name: String, request: Request| answer(handler(request, name)))
+        .boxed()
+}
+
+async fn answer(handler: impl Future<Output = Result<Response>>) -> Response {
+    handler.await.unwrap_or_else(|error| reply::failed(&error))
+}
+
+/// The body, up to `limit` bytes: what is longer is not read to its end.
+async fn capped<B: Buf>(body: impl Stream<Item = std::result::Result<B, warp::Error>>, limit: usize) -> Result<Bytes> {
+    let mut bytes = BytesMut::new();
+    let mut body = std::pin::pin!(body);
+    while let Some(part) = body.next().await {
+        let mut part = part.map_err(|e| Error::new(Code::BadRequest, format!("the body cannot be read: {e}")))?;
+        if bytes.len() + part.remaining() > limit {
+            return Err(Error::new(Code::TooLarge, format!("the body has more than {limit} bytes")));
+        }
+        bytes.extend_from_slice(&part.copy_to_bytes(part.remaining()));
+    }
+    Ok(bytes.freeze())
+}
+
+/// A JSON body; an empty one is `{}`.
+fn document<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
+    serde_json::from_slice(bytes).map_err(|e| Error::new(Code::BadRequest, format!("the body is not as expected: {e}")))
+}
+
+/// Requests that no route took.
+async fn rejected(rejection: Rejection) -> std::result::Result<Response, Infallible> {
+    let error = if rejection.is_not_found() {
+        Error::new(Code::NotFound, "there is nothing here: see /openapi.json for what there is")
+    } else if rejection.find::<warp::reject::MethodNotAllowed>().is_some() {
+        Error::new(Code::MethodNotAllowed, "this path does not take that method: see /openapi.json")
+    } else {
+        Error::new(Code::BadRequest, format!("{rejection:?}"))
+    };
+    Ok(reply::failed(&error))
+}

@@ -1,0 +1,189 @@
+//! Builds, generations, verification, status: what operators do and see.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use warp::http::StatusCode;
+use warp::reply::Response;
+use watershed_shared::builds::BuildState;
+use watershed_shared::catalog::BuildMode;
+use watershed_shared::names::{BuildId, GenerationId};
+
+use super::catalog::{describe, time};
+use super::params::Params;
+use super::{Request, document, openapi, reply};
+use crate::builds::Started;
+use crate::error::{Code, Error, Result};
+
+/// How long `wait_ms` may wait.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+/// How long `verify` and `diff` may take when nothing is said.
+const COMPARE_TIMEOUT_MS: u64 = 120_000;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StartBody {
+    mode: Option<Mode>,
+    #[serde(default)]
+    dry_run: bool,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Mode {
+    Rebuild,
+    Refresh,
+}
+
+pub(super) async fn start(request: Request, view: String, body: Bytes) -> Result<Response> {
+    Params::parse(&request.query, &[])?;
+    request.serving.view(&view)?;
+    let body: StartBody = document(&body)?;
+    let mode = match body.mode.unwrap_or(Mode::Rebuild) {
+        Mode::Rebuild => BuildMode::Rebuild,
+        Mode::Refresh => BuildMode::Refresh,
+    };
+    Ok(match request.serving.inner.input.builds.start(&view, mode, body.dry_run).await? {
+        Started::Build(id) => reply::json(StatusCode::ACCEPTED, &json!({ "id": id })),
+        Started::Estimate(estimate) => reply::json(StatusCode::OK, &estimate),
+    })
+}
+
+pub(super) async fn builds(request: Request) -> Result<Response> {
+    let params = Params::parse(&request.query, &["view", "state"])?;
+    let view = params.text("view");
+    if let Some(view) = &view {
+        request.serving.view(view)?;
+    }
+    let state: Option<BuildState> = match params.text("state") {
+        Some(name) => Some(
+            serde_json::from_value(Value::String(name.clone()))
+                .map_err(|_| Error::bad_parameter("state", format!("`{name}` is not a state of a build")))?,
+        ),
+        None => None,
+    };
+    let builds = request.serving.inner.input.builds.list(view.as_deref(), state).await?;
+    Ok(reply::json(StatusCode::OK, &json!({ "rebuilds": builds })))
+}
+
+pub(super) async fn build(request: Request, id: String) -> Result<Response> {
+    let params = Params::parse(&request.query, &["wait_ms"])?;
+    let wait = params.get::<u64>("wait_ms", "a number of milliseconds")?;
+    let wait = wait.map(|ms| Duration::from_millis(ms).min(MAX_WAIT));
+    let build = request.serving.inner.input.builds.get(&BuildId::new(id), wait).await?;
+    Ok(reply::json(StatusCode::OK, &build))
+}
+
+pub(super) async fn cancel(request: Request, id: String) -> Result<Response> {
+    let build = request.serving.inner.input.builds.cancel(&BuildId::new(id)).await?;
+    Ok(reply::json(StatusCode::OK, &build))
+}
+
+fn generation(view: &str, text: &str) -> Result<GenerationId> {
+    let unknown = || Error::new(Code::UnknownGeneration, format!("view `{view}` has no generation {text}"));
+    text.parse().map(GenerationId).map_err(|_| unknown())
+}
+
+pub(super) async fn activate(request: Request, view: String, id: String) -> Result<Response> {
+    let id = generation(&view, &id)?;
+    let state = Arc::clone(&request.serving.view(&view)?.register.borrow());
+    if state.generation(id).is_none() {
+        return Err(Error::new(Code::UnknownGeneration, format!("view `{view}` has no generation {id}")));
+    }
+    let build = request.serving.inner.input.builds.activate(&view, id).await?;
+    Ok(reply::json(StatusCode::ACCEPTED, &json!({ "id": build })))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ScheduleBody {
+    paused: bool,
+}
+
+pub(super) async fn schedule(request: Request, view: String, body: Bytes) -> Result<Response> {
+    request.serving.view(&view)?;
+    let body: ScheduleBody = document(&body)?;
+    request.serving.inner.input.builds.pause(&view, body.paused).await?;
+    Ok(reply::json(StatusCode::OK, &json!({ "view": view, "paused": body.paused })))
+}
+
+pub(super) async fn diff(request: Request, view: String, a: String, b: String) -> Result<Response> {
+    let params = Params::parse(&request.query, &["as_stored", "timeout_ms"])?;
+    let timeout = params.get("timeout_ms", "a number of milliseconds")?.unwrap_or(COMPARE_TIMEOUT_MS);
+    let (a, b) = (generation(&view, &a)?, generation(&view, &b)?);
+    let diff = request.serving.diff(&view, a, b, params.flag("as_stored")?, request.deadline(Some(timeout))).await?;
+    Ok(reply::json(StatusCode::OK, &diff))
+}
+
+pub(super) async fn verify(request: Request, view: String) -> Result<Response> {
+    let params = Params::parse(&request.query, &["timeout_ms"])?;
+    let timeout = params.get("timeout_ms", "a number of milliseconds")?.unwrap_or(COMPARE_TIMEOUT_MS);
+    let verified = request.serving.verify(&view, request.deadline(Some(timeout))).await?;
+    Ok(reply::json(StatusCode::OK, &verified))
+}
+
+pub(super) async fn status(request: Request) -> Result<Response> {
+    Params::parse(&request.query, &[])?;
+    let serving = &request.serving;
+    let mut streams = Vec::new();
+    for (name, input) in &serving.inner.input.streams {
+        let now = serving.now(name)?;
+        let archived = input.master.snapshot().await;
+        let archive = match &archived {
+            Ok(snapshot) => json!({ "version": snapshot.version(), "archived_until": snapshot.archived_until() }),
+            Err(error) => json!({ "error": error.to_string() }),
+        };
+        streams.push(json!({
+            "name": name,
+            "topic": input.config.topic,
+            "position": now.position,
+            "log_end": now.log_end,
+            "origins": now.origins,
+            "caught_up": now.caught_up(),
+            "late": now.late,
+            "dead_letters": now.dead_letters,
+            "reasons": now.reasons,
+            "archive": archive,
+        }));
+    }
+    let mut views = Vec::new();
+    for view in serving.inner.input.views.keys() {
+        let mut about = describe(serving, view);
+        about["next"] = match serving.inner.input.builds.next_times(view).await {
+            Ok(times) => times.into_iter().map(|(mode, at)| json!({ "mode": mode, "at": time(at) })).collect(),
+            Err(error) => json!({ "error": error.to_string() }),
+        };
+        views.push(about);
+    }
+    let ready = serving.ready();
+    let document = json!({
+        "ready": ready.is_ok(),
+        "missing": ready.err(),
+        "streams": streams,
+        "views": views,
+    });
+    Ok(reply::json(StatusCode::OK, &document))
+}
+
+pub(super) async fn metrics(request: Request) -> Result<Response> {
+    let text = request.serving.metrics_text();
+    Ok(reply::body(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text.into_bytes()))
+}
+
+pub(super) async fn healthz(_: Request) -> Result<Response> {
+    Ok(reply::json(StatusCode::OK, &json!({ "status": "alive" })))
+}
+
+pub(super) async fn readyz(request: Request) -> Result<Response> {
+    match request.serving.ready() {
+        Ok(()) => Ok(reply::json(StatusCode::OK, &json!({ "status": "ready" }))),
+        Err(missing) => Err(Error::new(Code::NotReady, missing)),
+    }
+}
+
+pub(super) async fn openapi(_: Request) -> Result<Response> {
+    Ok(reply::json(StatusCode::OK, &openapi::document()))
+}

@@ -1,0 +1,89 @@
+//! What a serving layer is made of.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use watershed_shared::catalog::ViewState;
+use watershed_shared::config::{StreamConfig, ViewConfig};
+use watershed_shared::delta::DeltaService;
+use watershed_shared::master::MasterDataset;
+use watershed_shared::storage::Storage;
+use watershed_shared::view::DimensionTable;
+
+use crate::builds::Builds;
+use crate::definitions::Definitions;
+use crate::engine::QuerySettings;
+use crate::ingest::Ingest;
+
+/// The components of a serving layer.
+#[derive(Debug)]
+pub struct ServingInput {
+    pub storage: Storage,
+    pub streams: BTreeMap<String, StreamInput>,
+    pub views: BTreeMap<String, ViewInput>,
+    /// As they may be named in statements.
+    pub tables: BTreeMap<String, DimensionTable>,
+    pub definitions: Arc<dyn Definitions>,
+    pub builds: Arc<dyn Builds>,
+    pub ingest: Arc<dyn Ingest>,
+    /// Of the other layers in this process, for `/metrics`.
+    pub metrics: Vec<Arc<dyn MetricsSource>>,
+    pub settings: Settings,
+}
+
+/// A stream to serve.
+#[derive(Debug)]
+pub struct StreamInput {
+    pub config: StreamConfig,
+    pub delta: Arc<dyn DeltaService>,
+    pub master: MasterDataset,
+}
+
+/// A view to serve.
+#[derive(Debug)]
+pub struct ViewInput {
+    pub config: ViewConfig,
+    pub stream: String,
+    /// The state of the head of the view's register.
+    pub register: watch::Receiver<Arc<ViewState>>,
+}
+
+/// Appends metrics in Prometheus' text format.
+pub trait MetricsSource: Send + Sync + fmt::Debug {
+    fn write(&self, out: &mut String);
+}
+
+/// What may be set.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub query: QuerySettings,
+    /// Of a body of `POST /v1/streams/{stream}`.
+    pub max_publish_bytes: usize,
+    /// Of any other body.
+    pub max_body_bytes: usize,
+    /// How long `/readyz` may wait for the process to have caught up.
+    pub ready_timeout: Duration,
+    /// Connections to `live` at a time.
+    pub max_live: usize,
+    /// Between two deltas of a live view, at least.
+    pub live_interval: Duration,
+    /// Of `live`, when nothing happens.
+    pub heartbeat: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            query: QuerySettings::default(),
+            max_publish_bytes: 64 << 20,
+            max_body_bytes: 1 << 20,
+            ready_timeout: Duration::from_secs(300),
+            max_live: 64,
+            live_interval: Duration::from_millis(500),
+            heartbeat: Duration::from_secs(15),
+        }
+    }
+}

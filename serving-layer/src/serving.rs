@@ -1,0 +1,185 @@
+//! The serving layer as a whole.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use watershed_shared::offsets::OffsetVector;
+use watershed_shared::{clock, task};
+
+use crate::engine::Engine;
+use crate::error::{Code, Error, Result};
+use crate::front::{Front, StreamAnswer, ViewAnswer};
+use crate::input::{ServingInput, StreamInput, ViewInput};
+use crate::metrics::Metrics;
+
+/// Answers requests. Cheap to clone; all clones share the positions that have been answered.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub input: ServingInput,
+    pub engine: Engine,
+    pub metrics: Metrics,
+    pub answers: BTreeMap<String, watch::Receiver<Arc<StreamAnswer>>>,
+    /// Taken by `run`.
+    fronts: Mutex<Vec<Front>>,
+    /// Permits for live connections.
+    pub live: Arc<Semaphore>,
+    pub started_at: clock::Instant,
+}
+
+impl Serving {
+    /// Puts the parts together; nothing answers before [`run`](Self::run).
+    ///
+    /// # Errors
+    /// When the threads for queries or the folder for spilling cannot be had.
+    pub fn new(input: ServingInput) -> std::io::Result<Self> {
+        let engine = Engine::new(&input.storage, input.settings.query.clone())?;
+        let (mut fronts, mut answers) = (Vec::new(), BTreeMap::new());
+        for (name, stream) in &input.streams {
+            let of_stream = || input.views.iter().filter(|(_, v)| v.stream == *name);
+            let sender = Front::channel(name, of_stream().map(|(view, _)| view.clone()));
+            answers.insert(name.clone(), sender.subscribe());
+            fronts.push(Front {
+                stream: name.clone(),
+                delta: stream.delta.watch(),
+                views: of_stream().map(|(view, v)| (view.clone(), v.register.clone())).collect(),
+                definitions: Arc::clone(&input.definitions),
+                storage: input.storage.clone(),
+                answers: sender,
+            });
+        }
+        let inner = Inner {
+            engine,
+            metrics: Metrics::default(),
+            answers,
+            fronts: Mutex::new(fronts),
+            started_at: clock::Instant::now(),
+            live: Arc::new(Semaphore::new(input.settings.max_live)),
+            input,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Follows the streams until `shutdown`. To be called once; a second call returns at once.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let fronts = std::mem::take(&mut *self.inner.fronts.lock());
+        let tasks: Vec<_> =
+            fronts.into_iter().map(|front| task::spawn("serving front", front.run(shutdown.clone()))).collect();
+        for task in tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a stream's front ended");
+            }
+        }
+    }
+
+    /// What answers for a stream now and later.
+    pub fn answers(&self, stream: &str) -> Option<watch::Receiver<Arc<StreamAnswer>>> {
+        self.inner.answers.get(stream).cloned()
+    }
+
+    /// Whether every view can be answered and the process has caught up since its start (or `ready_timeout` is over).
+    ///
+    /// # Errors
+    /// What is missing.
+    pub fn ready(&self) -> std::result::Result<(), String> {
+        let mut missing = Vec::new();
+        let patient = self.inner.started_at.elapsed() < self.inner.input.settings.ready_timeout;
+        for (stream, answers) in &self.inner.answers {
+            let now = answers.borrow();
+            missing
+                .extend(now.unanswerable.iter().map(|(view, why)| format!("view `{view}` cannot be answered: {why}")));
+            if patient && !now.caught_up() {
+                missing.push(format!("stream `{stream}` has not caught up since the start"));
+            }
+        }
+        if missing.is_empty() { Ok(()) } else { Err(missing.join("; ")) }
+    }
+
+    pub(crate) fn view(&self, view: &str) -> Result<&ViewInput> {
+        let views = &self.inner.input.views;
+        views.get(view).ok_or_else(|| Error::unknown(Code::UnknownView, "view", view, views.keys().map(String::as_str)))
+    }
+
+    pub(crate) fn stream(&self, stream: &str) -> Result<&StreamInput> {
+        let streams = &self.inner.input.streams;
+        let known = streams.keys().map(String::as_str);
+        streams.get(stream).ok_or_else(|| Error::unknown(Code::UnknownStream, "stream", stream, known))
+    }
+
+    pub(crate) fn now(&self, stream: &str) -> Result<Arc<StreamAnswer>> {
+        self.stream(stream)?;
+        Ok(Arc::clone(&self.inner.answers[stream].borrow()))
+    }
+
+    /// The answers of these views of one stream at one common position that has reached `wait_for`.
+    ///
+    /// # Errors
+    /// `not_ready` when one cannot be answered at all; `timeout` with the position, and the view that is behind.
+    pub(crate) async fn at_one_position(
+        &self,
+        stream: &str,
+        views: &[&str],
+        wait_for: Option<&OffsetVector>,
+        deadline: clock::Instant,
+    ) -> Result<Vec<Arc<ViewAnswer>>> {
+        self.stream(stream)?;
+        let mut answers = self.inner.answers[stream].clone();
+        loop {
+            // An answer that nobody renews would grow old in silence.
+            if answers.has_changed().is_err() {
+                let message =
+                    format!("stream `{stream}` is no longer followed: the process is ending, or its log says why");
+                return Err(Error::new(Code::NotReady, message));
+            }
+            let now = Arc::clone(&answers.borrow_and_update());
+            let missing = match common(&now, views, wait_for) {
+                Ok(found) => return Ok(found),
+                Err(error) if error.code == Code::NotReady => return Err(error),
+                Err(error) => error,
+            };
+            match tokio::time::timeout_at(deadline, answers.changed()).await {
+                Ok(Ok(())) => {}
+                // Timed out, or the process is ending.
+                _ => return Err(missing),
+            }
+        }
+    }
+}
+
+/// The views' answers when they stand at one position at or past `wait_for`; else why not, as it will be said when the
+/// time is over.
+fn common(now: &StreamAnswer, views: &[&str], wait_for: Option<&OffsetVector>) -> Result<Vec<Arc<ViewAnswer>>> {
+    let mut found = Vec::with_capacity(views.len());
+    for view in views {
+        match now.views.get(*view) {
+            Some(answer) => found.push(Arc::clone(answer)),
+            None => {
+                let why = now.unanswerable.get(*view).map_or("it is not known", String::as_str);
+                return Err(Error::new(Code::NotReady, format!("view `{view}` cannot be answered yet: {why}")));
+            }
+        }
+    }
+    let farthest = found.iter().fold(OffsetVector::new(), |farthest, a| farthest.join(&a.position));
+    if let Some(behind) = found.iter().find(|a| a.position != farthest) {
+        let message = format!(
+            "view `{}` is behind the others of stream `{}`, so that the statement cannot read them at one position: it stands at {}, they at {farthest}",
+            behind.view, now.stream, behind.position
+        );
+        return Err(Error::new(Code::Timeout, message).at(behind.position.clone()));
+    }
+    if let Some(wanted) = wait_for {
+        let position = if views.is_empty() { &now.position } else { &farthest };
+        if !position.covers(wanted) {
+            let message = format!("stream `{}` has not reached wait_for {wanted}: it stands at {position}", now.stream);
+            return Err(Error::new(Code::Timeout, message).at(position.clone()));
+        }
+    }
+    Ok(found)
+}

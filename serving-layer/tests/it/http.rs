@@ -1,0 +1,407 @@
+//! The routes, one by one.
+
+use serde_json::{Value, json};
+use watershed_serving_layer::ROUTES;
+use watershed_shared::catalog::BuildMode;
+use watershed_shared::offsets::OffsetVector;
+
+use crate::world::{World, assert_same, position_of};
+
+fn rows(answer: &Value) -> &Vec<Value> {
+    answer["rows"].as_array().unwrap_or_else(|| panic!("no rows: {answer}"))
+}
+
+fn code(answer: &Value) -> &str {
+    answer["error"]["code"].as_str().unwrap_or_else(|| panic!("no error: {answer}"))
+}
+
+/// A world with a generation at (20, 30) of every view and a delta up to (50, 50).
+async fn built() -> World {
+    let world = World::new(11, 60).await;
+    let cut: OffsetVector = [(0, 20), (1, 30)].into();
+    world.advance(&cut).await;
+    for view in ["per_who", "per_hour", "totals", "large", "rates", "recent"] {
+        world.build(view, &cut, BuildMode::Rebuild).await;
+    }
+    world.advance(&[(0, 50), (1, 50)].into()).await;
+    world.settle().await;
+    world
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn meta_tells_the_truth() {
+    let world = built().await;
+    let (status, answer) = world.get("/v1/views/per_who").await;
+    assert_eq!(status, 200);
+    let meta = &answer["meta"]["views"]["per_who"];
+    assert_eq!(meta["generation"], 1);
+    assert_eq!(meta["definition"], world.compiled["per_who"].definition().as_str());
+    assert!(meta["built_at"].as_str().unwrap().ends_with('Z'));
+    assert_eq!(meta["partitions"]["0"], json!({"batch_until": 20, "position": 50, "log_end": 60}));
+    assert_eq!(meta["partitions"]["1"], json!({"batch_until": 30, "position": 50, "log_end": 67}));
+    // The log's end as it was at the start has not been reached yet.
+    assert_eq!(meta["complete"], false);
+    assert_eq!(meta["reasons"][0]["code"], "catching_up");
+    assert_eq!(meta["reasons"][0]["to"], 60);
+    assert!(meta["lag_seconds"].as_f64().unwrap() >= 0.0);
+    assert_eq!(answer["meta"]["streams"], json!({}));
+    let (status, error) = world.get("/v1/views/per_who?min_complete=true").await;
+    assert_eq!((status, code(&error)), (503, "incomplete"));
+    assert_eq!(world.get("/readyz").await.0, 503);
+
+    world.advance(world.end()).await;
+    world.settle().await;
+    let (_, answer) = world.get("/v1/views/per_who?min_complete=true").await;
+    let meta = &answer["meta"]["views"]["per_who"];
+    assert_eq!((&meta["complete"], &meta["reasons"], &meta["lag_seconds"]), (&json!(true), &json!([]), &json!(0.0)));
+    assert_eq!(world.get("/readyz").await.0, 200);
+    assert_eq!(world.get("/healthz").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn before_the_first_build_the_delta_answers() {
+    let world = World::new(3, 40).await;
+    let (_, answer) = world.get("/v1/views/totals").await;
+    assert_eq!(answer["rows"], json!([{"events": 0, "total": null, "low": null}]));
+    let meta = &answer["meta"]["views"]["totals"];
+    assert_eq!((&meta["generation"], &meta["built_at"]), (&json!(0), &Value::Null));
+    assert_eq!(meta["partitions"]["1"], json!({"batch_until": 7, "position": 7, "log_end": 47}));
+    world.advance(&[(0, 10), (1, 10)].into()).await;
+    world.settle().await;
+    let (_, answer) = world.get("/v1/views/totals").await;
+    assert_eq!(answer["rows"][0]["events"], 13);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_columns_order_and_limit_are_sql() {
+    let world = built().await;
+    let position: OffsetVector = [(0, 50), (1, 50)].into();
+    let events = world.events(&OffsetVector::new(), &position);
+    let cases = [
+        ("per_who?where=events%3E5", "SELECT * FROM v WHERE events > 5"),
+        ("per_who?where=who='w03'", "SELECT * FROM v WHERE who = 'w03'"),
+        ("per_who?where=who%20IS%20NULL&columns=who,events", "SELECT who, events FROM v WHERE who IS NULL"),
+        ("per_who?columns=who,events*2%20AS%20twice", "SELECT who, events * 2 AS twice FROM v"),
+        (
+            "per_hour?where=hour%3E='2024-10-06T12:00:00Z'&columns=hour,who,cost",
+            "SELECT hour, who, cost FROM v WHERE hour >= '2024-10-06T12:00:00Z'",
+        ),
+        ("per_hour?columns=who,sum(events)%20AS%20n%20", ""),
+        ("large?where=n=9", "SELECT * FROM v WHERE n = 9"),
+        ("totals", "SELECT * FROM v"),
+    ];
+    for (request, sql) in cases {
+        let (status, answer) = world.get(&format!("/v1/views/{request}")).await;
+        if sql.is_empty() {
+            assert_eq!((status, code(&answer)), (400, "bad_parameter"), "{request}: {answer}");
+            continue;
+        }
+        assert_eq!(status, 200, "{request}: {answer}");
+        let view = request.split('?').next().unwrap();
+        let sql = format!("WITH v AS ({}) {sql}", world.config.views[view].sql);
+        assert_same(rows(&answer), &crate::world::rows_of(&sql, &events).await, request);
+    }
+    let (_, answer) = world.get("/v1/views/per_who?order=events%20DESC,who&limit=3").await;
+    let counts: Vec<i64> = rows(&answer).iter().map(|r| r["events"].as_i64().unwrap()).collect();
+    assert_eq!(counts.len(), 3);
+    assert!(counts.is_sorted_by(|a, b| a >= b));
+    assert_eq!(answer["meta"].get("truncated"), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lookups_by_all_keys_answer_as_sql_does() {
+    let world = built().await;
+    for who in 0..22 {
+        // Parentheses around the column make it SQL's.
+        let (a, fast) = world.get(&format!("/v1/views/per_who?where=who='w{who:02}'")).await;
+        let (b, slow) = world.get(&format!("/v1/views/per_who?where=who||''='w{who:02}'")).await;
+        assert_eq!((a, b), (200, 200));
+        assert_same(rows(&fast), rows(&slow), &format!("w{who:02}"));
+    }
+    let (_, all) = world.get("/v1/views/per_hour?where=who='w05'").await;
+    for row in rows(&all) {
+        let hour = row["hour"].as_str().unwrap();
+        let (status, one) = world.get(&format!("/v1/views/per_hour?where='{hour}'=hour%20AND%20who='w05'")).await;
+        assert_eq!(status, 200, "{one}");
+        assert_same(rows(&one), std::slice::from_ref(row), hour);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn filters_on_keys_reach_both_scans() {
+    let world = built().await;
+    let explain = r#"{"sql": "EXPLAIN SELECT events FROM per_who WHERE who = 'w03'"}"#;
+    let (status, answer) = world.request("POST", "/v1/query", explain).await;
+    assert_eq!(status, 200, "{answer}");
+    let plan: String = rows(&answer).iter().map(|r| r["plan"].as_str().unwrap()).collect();
+    // Of the delta, only the run's slice; of the generation, the row groups that may hold the key. And only the states
+    // of count(*) are read.
+    assert!(plan.contains("key_0 = ") || plan.contains("key_0@0 = "), "{plan}");
+    assert!(!plan.contains("state_2"), "an aggregate that is not asked for is read: {plan}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_reads_views_streams_errors_and_dead_letters() {
+    let world = built().await;
+    let query = |sql: &str| json!({ "sql": sql }).to_string();
+    let sql = "SELECT t.events, (SELECT count(*) FROM per_hour) AS hours, (SELECT count(*) FROM clicks) AS archived FROM totals t";
+    let (status, answer) = world.request("POST", "/v1/query", &query(sql)).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["rows"][0]["events"], 93);
+    assert_eq!(answer["rows"][0]["archived"], 43);
+    assert_eq!(answer["meta"]["streams"]["clicks"]["archived_until"], json!({"0": 20, "1": 30}));
+    assert!(answer["meta"]["views"]["per_hour"].is_object() && answer["meta"]["views"]["totals"].is_object());
+
+    let (status, answer) =
+        world.request("POST", "/v1/query", &query("SELECT _partition, _offset, error FROM view_errors.rates")).await;
+    assert_eq!(status, 200, "{answer}");
+    let zeros = world.events(&OffsetVector::new(), &[(0, 50), (1, 50)].into());
+    let zeros = crate::world::rows_of("SELECT _partition, _offset FROM clicks WHERE n = 0", &zeros).await;
+    assert_eq!(rows(&answer).len(), zeros.len());
+    assert!(!zeros.is_empty());
+    assert_eq!(answer["meta"]["views"]["rates"]["errors"], zeros.len());
+
+    let (status, answer) = world.request("POST", "/v1/query", &query("SELECT * FROM dead_letters.clicks")).await;
+    assert_eq!((status, &answer["rows"]), (200, &json!([])), "{answer}");
+    let (status, answer) =
+        world.request("POST", "/v1/query", &query("SELECT count(*) AS n FROM clicks WHERE _late")).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer["rows"][0]["n"].as_i64().unwrap() > 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_is_said() {
+    let world = built().await;
+    let get = [
+        ("/v1/views/per_whom", 404, "unknown_view", "did you mean `per_who`"),
+        ("/v1/views/per_who?wehre=a", 400, "bad_parameter", "did you mean `where`"),
+        ("/v1/views/per_who?where=1=1)%20UNION%20SELECT%201", 400, "bad_parameter", "where"),
+        ("/v1/views/per_who?where=nobody=1", 400, "bad_parameter", "nobody"),
+        ("/v1/views/per_who?where=who%20IN%20(SELECT%20who%20FROM%20per_hour)", 400, "bad_parameter", "own columns"),
+        ("/v1/views/per_who?limit=-1", 400, "bad_parameter", "limit"),
+        ("/v1/views/per_who?generation=7", 404, "unknown_generation", "7"),
+        ("/v1/views/per_who?format=xml", 400, "bad_parameter", "xml"),
+        ("/v1/views/per_who?wait_for=%7B%220%22%3A55%7D&timeout_ms=50", 504, "timeout", "50"),
+        ("/v1/rebuilds/none", 404, "unknown_build", "none"),
+        ("/v1/rebuilds?state=sleeping", 400, "bad_parameter", "sleeping"),
+        ("/v1/nothing", 404, "not_found", "openapi"),
+    ];
+    for (path, status, expected, words) in get {
+        let (found, answer) = world.get(path).await;
+        assert_eq!((found, code(&answer)), (status, expected), "{path}: {answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(words), "{path}: {answer}");
+    }
+    let post = [
+        ("SELECT * FROM per_whom", "did you mean `per_who`"),
+        ("SELECT nobody FROM per_who", "Column: 8"),
+        ("SELECT 1; SELECT 2", "one statement"),
+        ("DROP TABLE per_who", "only SELECT"),
+        ("SELECT * FROM information_schema.tables", "information_schema"),
+        ("SELECT 1 / 0", "ivide by zero"),
+    ];
+    for (sql, words) in post {
+        let (status, answer) = world.request("POST", "/v1/query", &json!({ "sql": sql }).to_string()).await;
+        assert_eq!((status, code(&answer)), (400, "bad_sql"), "{sql}: {answer}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(words), "{sql}: {answer}");
+    }
+    let (status, answer) = world.request("POST", "/v1/query", "{\"sql\": 5}").await;
+    assert_eq!((status, code(&answer)), (400, "bad_request"));
+    let (status, answer) = world.request("DELETE", "/v1/views/per_who", "").await;
+    assert_eq!((status, code(&answer)), (405, "method_not_allowed"), "{answer}");
+    // The position stands in a timeout.
+    let (_, answer) = world.get("/v1/views/per_who?wait_for=%7B%220%22%3A55%7D&timeout_ms=50").await;
+    assert_eq!(answer["error"]["position"], json!({"0": 50, "1": 50}));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn wait_for_waits() {
+    let world = std::sync::Arc::new(built().await);
+    let waiting = {
+        let world = std::sync::Arc::clone(&world);
+        watershed_shared::task::spawn("waiting", async move {
+            world.get("/v1/views/totals?wait_for=%7B%220%22%3A55%7D&timeout_ms=10000").await
+        })
+    };
+    watershed_shared::clock::sleep(std::time::Duration::from_millis(30)).await;
+    assert!(!waiting.is_finished());
+    world.advance(&[(0, 56), (1, 50)].into()).await;
+    let (status, answer) = waiting.await.unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(position_of(&answer, "totals"), [(0, 56), (1, 50)].into());
+    assert_eq!(answer["rows"][0]["events"], 99);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_generation_answers_alone() {
+    let world = built().await;
+    world.build("totals", &[(0, 50), (1, 50)].into(), BuildMode::Refresh).await;
+    world.settle().await;
+    for (generation, cut) in [(1, OffsetVector::from([(0, 20), (1, 30)])), (2, [(0, 50), (1, 50)].into())] {
+        for view in ["totals", "large"] {
+            if view == "large" && generation == 2 {
+                continue;
+            }
+            let (status, answer) = world.get(&format!("/v1/views/{view}?generation={generation}")).await;
+            assert_eq!(status, 200, "{answer}");
+            assert_eq!(position_of(&answer, view), cut);
+            assert_same(rows(&answer), &world.truth(view, &cut).await, view);
+        }
+    }
+    let (_, list) = world.get("/v1/views/totals/generations").await;
+    assert_eq!(list["generations"][0]["generation"], 2);
+    assert_eq!(list["generations"][0]["active"], true);
+    assert_eq!(list["generations"][1]["previous"], true);
+    let (status, diff) = world.get("/v1/views/totals/generations/1/diff/2").await;
+    assert_eq!((status, &diff["equal"]), (200, &json!(true)), "{diff}");
+    assert_eq!(diff["a"]["position"], json!({"0": 50, "1": 50}));
+    let (_, diff) = world.get("/v1/views/totals/generations/1/diff/2?as_stored=true").await;
+    assert_eq!((&diff["equal"], &diff["difference_count"]), (&json!(false), &json!(2)), "{diff}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn verify_recounts() {
+    let world = built().await;
+    let (status, late) = world.request("POST", "/v1/views/per_who/verify?timeout_ms=50", "").await;
+    assert_eq!((status, code(&late)), (504, "timeout"), "not archived yet");
+    world.archive(&[(0, 55), (1, 52)].into()).await;
+    for view in ["per_who", "per_hour", "totals", "large", "rates", "recent"] {
+        let (status, verified) = world.request("POST", &format!("/v1/views/{view}/verify"), "").await;
+        assert_eq!((status, &verified["equal"]), (200, &json!(true)), "{view}: {verified}");
+        assert_eq!(verified["position"], json!({"0": 50, "1": 50}));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn formats_are_negotiated() {
+    let world = built().await;
+    let routes = watershed_serving_layer::routes(world.serving.clone());
+    let ask = |path: &'static str, accept: &'static str| {
+        let routes = routes.clone();
+        async move { warp::test::request().path(path).header("accept", accept).reply(&routes).await }
+    };
+    let csv = ask("/v1/views/totals", "text/csv").await;
+    assert!(String::from_utf8_lossy(csv.body()).starts_with("events,total,low\n93,"));
+    let meta: Value = serde_json::from_slice(csv.headers()["watershed-meta"].as_bytes()).unwrap();
+    assert_eq!(meta["views"]["totals"]["generation"], 1);
+    let ndjson = ask("/v1/views/per_who?format=ndjson", "*/*").await;
+    assert_eq!(ndjson.headers()["content-type"], "application/x-ndjson");
+    assert!(String::from_utf8_lossy(ndjson.body()).lines().all(|l| serde_json::from_str::<Value>(l).is_ok()));
+    let arrow = ask("/v1/views/per_who", "application/vnd.apache.arrow.stream").await;
+    let reader = arrow::ipc::reader::StreamReader::try_new(arrow.body().as_ref(), None).unwrap();
+    assert!(reader.map(|b| b.unwrap().num_rows()).sum::<usize>() > 10);
+    let parquet = ask("/v1/views/per_who?format=parquet", "*/*").await;
+    assert_eq!(&parquet.body()[..4], b"PAR1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publishing_gives_offsets() {
+    let world = World::new(1, 5).await;
+    let (status, answer) = world.request("POST", "/v1/streams/clicks", "{\"a\":1}\n{\"a\":2}\n").await;
+    assert_eq!((status, answer), (200, json!({"accepted": 2, "offsets": {"0": 2}})));
+    assert_eq!(world.ingest.0.lock().len(), 2);
+    let (status, answer) = world.request("POST", "/v1/streams/click", "{}").await;
+    assert_eq!((status, code(&answer)), (404, "unknown_stream"));
+    let settings = watershed_serving_layer::Settings { max_publish_bytes: 10, ..Default::default() };
+    let world = World::with(1, 5, settings).await;
+    let (status, answer) = world.request("POST", "/v1/streams/clicks", "0123456789\n").await;
+    assert_eq!((status, code(&answer)), (413, "too_large"));
+    assert!(world.ingest.0.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn builds_are_started_listed_and_stopped() {
+    let world = World::new(1, 5).await;
+    let (status, estimate) = world.request("POST", "/v1/views/totals/rebuilds", r#"{"dry_run": true}"#).await;
+    assert_eq!((status, &estimate["events"]), (200, &json!(5)));
+    let (status, started) = world.request("POST", "/v1/views/totals/rebuilds", r#"{"mode": "refresh"}"#).await;
+    assert_eq!(status, 202);
+    let id = started["id"].as_str().unwrap();
+    let (status, again) = world.request("POST", "/v1/views/totals/rebuilds", "").await;
+    assert_eq!((status, code(&again)), (409, "already_running"));
+    let (_, build) = world.get(&format!("/v1/rebuilds/{id}?wait_ms=1")).await;
+    assert_eq!((&build["state"], &build["mode"]), (&json!("queued"), &json!("refresh")));
+    let (_, list) = world.get("/v1/rebuilds?view=totals&state=queued").await;
+    assert_eq!(list["rebuilds"][0]["id"], id);
+    assert_eq!(world.request("DELETE", &format!("/v1/rebuilds/{id}"), "").await.1["state"], "cancelled");
+    let (status, finished) = world.request("DELETE", &format!("/v1/rebuilds/{id}"), "").await;
+    assert_eq!((status, code(&finished)), (409, "finished"));
+    assert_eq!(world.request("PUT", "/v1/views/totals/schedule", r#"{"paused": true}"#).await.0, 200);
+    assert_eq!(world.request("POST", "/v1/views/totals/generations/3/activate", "").await.0, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_route_is_described_and_every_description_is_a_route() {
+    let world = built().await;
+    world.archive(&[(0, 50), (1, 50)].into()).await;
+    let (_, document) = world.get("/openapi.json").await;
+    for (method, path, ..) in ROUTES {
+        assert!(document["paths"][path][method].is_object(), "{method} {path}");
+        let real = path.replace("{view}", "totals").replace("{stream}", "clicks").replace("{generation}", "1");
+        let real = real.replace("{a}", "1").replace("{b}", "1").replace("{id}", "x");
+        if real.ends_with("/live") {
+            continue;
+        }
+        let (status, answer) = world.request(&method.to_uppercase(), &real, "").await;
+        assert!(status != 405 && answer["error"]["code"] != "not_found", "{method} {real}: {status} {answer}");
+    }
+    let (status, views) = world.get("/v1/views").await;
+    assert_eq!((status, views["views"].as_array().unwrap().len()), (200, 6));
+    let (_, schema) = world.get("/v1/views/per_hour/schema").await;
+    assert_eq!(schema["columns"][0], json!({"name": "hour", "type": "TIMESTAMP", "nullable": true, "key": true}));
+    let (_, status) = world.get("/v1/status").await;
+    assert_eq!(status["streams"][0]["log_end"], json!({"0": 60, "1": 67}));
+    let (_, metrics) = world.get("/metrics").await;
+    let metrics = metrics.as_str().unwrap();
+    assert!(metrics.contains("watershed_serving_view_generation{view=\"totals\"} 1"), "{metrics}");
+    assert!(metrics.contains("watershed_serving_requests_total{route=\"GET /v1/views\",status=\"200\"} "), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_shows_a_snapshot_and_then_what_changes() {
+    let settings = watershed_serving_layer::Settings {
+        live_interval: std::time::Duration::from_millis(1),
+        heartbeat: std::time::Duration::from_millis(200),
+        ..Default::default()
+    };
+    let world = World::with(11, 60, settings).await;
+    world.advance(&[(0, 20), (1, 20)].into()).await;
+    world.settle().await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let listen = "127.0.0.1:0".parse().unwrap();
+    let (address, server) = watershed_serving_layer::serve(world.serving.clone(), listen, stop.clone()).await.unwrap();
+    watershed_shared::task::spawn("server", server);
+    let mut connection = tokio::net::TcpStream::connect(address).await.unwrap();
+    let request = "GET /v1/views/totals/live HTTP/1.1\r\nHost: x\r\n\r\n";
+    tokio::io::AsyncWriteExt::write_all(&mut connection, request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    let mut wait = async |wanted: &str| {
+        let mut buffer = vec![0; 65536];
+        while !text.contains(wanted) {
+            let read = tokio::io::AsyncReadExt::read(&mut connection, &mut buffer);
+            let n = tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect(wanted).unwrap();
+            assert!(n > 0, "the connection ended: {text}");
+            text.push_str(&String::from_utf8_lossy(&buffer[..n]));
+        }
+    };
+    wait("event:snapshot").await;
+    wait(r#""position":{"0":20,"1":20}"#).await;
+    world.advance(&[(0, 30), (1, 20)].into()).await;
+    wait("event:delta").await;
+    wait(r#""events":43"#).await;
+    wait("event:heartbeat").await;
+    stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_nobody_renews_is_not_given() {
+    let serving = built().await.stop();
+    let routes = watershed_serving_layer::routes(serving);
+    for _ in 0..100 {
+        let response = warp::test::request().path("/v1/views/totals").reply(&routes).await;
+        if response.status() == 503 {
+            return;
+        }
+        watershed_shared::clock::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    panic!("it still answers");
+}

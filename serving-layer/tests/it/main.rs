@@ -1,0 +1,6 @@
+//! The serving layer over real parts: compiled views, runs and a master dataset in a storage; the delta is fed by the
+//! tests.
+
+mod http;
+mod swaps;
+mod world;
