@@ -1,0 +1,113 @@
+//! `watershed check`.
+
+mod cost;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use watershed_shared::clock;
+use watershed_shared::config::{Config, ConfigError, DEFAULT_FILE, Late, Place};
+use watershed_shared::tables;
+use watershed_shared::view::{CompileError, CompiledView, Compiler, DimensionTable};
+
+use self::cost::Costs;
+use self::report::{CheckReport, StreamReport, TableReport, ViewReport};
+use crate::cli::{OutputFormat, PlatformArgs};
+use crate::failure::{Failure, Outcome};
+use crate::output;
+
+/// Checks the configuration and compiles every view; reads dimension tables and, for the cost of changes, the views'
+/// registers, and writes nothing.
+pub(crate) async fn run(platform: &PlatformArgs, format: OutputFormat) -> Outcome {
+    if platform.config.is_none() && !Path::new(DEFAULT_FILE).try_exists()? {
+        return Err(Failure::Usage(format!("there is no {DEFAULT_FILE} here; name a configuration with -c")));
+    }
+    let config = platform.configuration()?;
+    let report = check(&config).await;
+    match format {
+        OutputFormat::Json => output::print(&serde_json::to_string_pretty(&report)?)?,
+        OutputFormat::Text => output::print(&report.for_people())?,
+    }
+    for error in &report.errors {
+        eprintln!("error: {error}");
+    }
+    if report.errors.is_empty() { Ok(()) } else { Err(Failure::Refused) }
+}
+
+async fn check(config: &Config) -> CheckReport {
+    let mut report = CheckReport {
+        file: config.file.display().to_string(),
+        streams: config.streams.values().map(StreamReport::of).collect(),
+        ..CheckReport::default()
+    };
+    let mut tables: BTreeMap<String, DimensionTable> = BTreeMap::new();
+    let mut unread: BTreeSet<&str> = BTreeSet::new();
+    for (name, table) in &config.tables {
+        match tables::read(table).await {
+            Ok(read) => {
+                report.tables.push(TableReport::of(table, &read));
+                tables.insert(name.clone(), read);
+            }
+            Err(error) => {
+                unread.insert(name);
+                let place = config.table_places.get(name).cloned().unwrap_or_default();
+                report.errors.push(config_error(config, &place, format!("{:#}", anyhow::Error::from(error))));
+            }
+        }
+    }
+    let compiler = match Compiler::new(&config.streams, &tables) {
+        Ok(compiler) => compiler,
+        Err(error) => {
+            report.errors.push(config_error(config, &Place { line: 1, column: 1 }, message_of(&error)));
+            return report;
+        }
+    };
+    let costs = Costs::open(config);
+    for (name, view) in &config.views {
+        match compiler.compile(view) {
+            Ok(compiled) => {
+                let mut described = ViewReport::of(view, &compiled, clock::now());
+                described.report.warnings.extend(unmet(config, view.late, &compiled));
+                described.change = costs.of(name, &compiled).await;
+                report.views.push(described);
+            }
+            // Of a view that joins a table that could not be read this says nothing.
+            Err(error) if unread.iter().any(|table| mentions(&view.sql, table)) => {
+                tracing::debug!(view = name, %error, "not compiled: a table that it names could not be read");
+            }
+            Err(error) => {
+                let place = match config.sql_places.get(name) {
+                    Some(places) => places.place(error.line, error.column),
+                    None => view.place.clone(),
+                };
+                report.errors.push(config_error(config, &place, format!("view `{name}`: {}", message_of(&error))));
+            }
+        }
+    }
+    report.errors.sort_by_key(|error| (error.line, error.column));
+    report
+}
+
+fn config_error(config: &Config, place: &Place, message: String) -> ConfigError {
+    ConfigError { file: config.file.display().to_string(), line: place.line, column: place.column, message }
+}
+
+fn message_of(error: &CompileError) -> String {
+    match &error.hint {
+        Some(hint) => format!("{}; {hint}", error.message),
+        None => error.message.clone(),
+    }
+}
+
+/// What the view asks for and its stream does not give.
+fn unmet(config: &Config, late: Late, compiled: &CompiledView) -> Option<String> {
+    let stream = config.streams.get(compiled.stream())?;
+    (late == Late::Exclude && stream.allowed_lateness.is_none())
+        .then(|| format!("late = \"exclude\" leaves out nothing: stream `{}` has no allowed_lateness", stream.name))
+}
+
+/// Whether `name` stands in `sql` as a word.
+fn mentions(sql: &str, name: &str) -> bool {
+    sql.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word.eq_ignore_ascii_case(name))
+}

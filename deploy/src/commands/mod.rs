@@ -1,0 +1,63 @@
+//! One command, one file.
+
+pub(crate) mod activate;
+pub(crate) mod cancel;
+pub(crate) mod check;
+pub(crate) mod demo;
+pub(crate) mod diff;
+pub(crate) mod generations;
+pub(crate) mod produce;
+pub(crate) mod query;
+pub(crate) mod rebuild;
+pub(crate) mod rebuilds;
+pub(crate) mod status;
+pub(crate) mod up;
+pub(crate) mod verify;
+
+use watershed_shared::config::Config;
+
+use crate::cli::{Cli, Command, OutputFormat};
+use crate::client::{Answer, Client};
+use crate::failure::Outcome;
+use crate::{output, shutdown, table};
+
+/// Runs the command.
+pub(crate) async fn run(cli: Cli) -> Outcome {
+    let (platform, format) = (cli.platform, cli.format);
+    match cli.command {
+        Command::Up(options) => {
+            let config = platform.configuration()?;
+            Ok(up::run(&config, options, shutdown::on_signal()?).await?)
+        }
+        Command::Demo(options) => Ok(demo::run(options, shutdown::on_signal()?).await?),
+        Command::Config => output::print(&Config::reference()),
+        Command::Check => check::run(&platform, format).await,
+        Command::Produce(args) => produce::run(&args, &platform, format).await,
+        Command::Query(args) => query::run(&args, &Client::new(&platform)?, format).await,
+        Command::Rebuild(args) => rebuild::run(&args, &Client::new(&platform)?, format).await,
+        Command::Rebuilds(args) => rebuilds::run(&args, &Client::new(&platform)?, format).await,
+        Command::Cancel(args) => cancel::run(&args, &Client::new(&platform)?, format).await,
+        Command::Generations(args) => generations::run(&args, &Client::new(&platform)?, format).await,
+        Command::Diff(args) => diff::run(&args, &Client::new(&platform)?, format).await,
+        Command::Activate(args) => activate::run(&args, &Client::new(&platform)?, format).await,
+        Command::Verify(args) => verify::run(&args, &Client::new(&platform)?, format).await,
+        Command::Status => status::run(&Client::new(&platform)?, format).await,
+    }
+}
+
+/// Prints the answer: as it came for programs, as `render` has it for people.
+fn print(answer: &Answer, format: OutputFormat, render: impl FnOnce(&table::Json) -> String) -> Outcome {
+    match format {
+        OutputFormat::Json => output::print(&answer.text),
+        OutputFormat::Text => output::print(&render(&answer.json()?)),
+    }
+}
+
+/// The list `name` of the answer as a table with the columns `first` in front, or `none` where it is empty.
+fn list_table(answer: &table::Json, name: &str, first: &[&str], none: &str) -> String {
+    match answer.get(name).unwrap_or(answer).list() {
+        Some([]) => format!("{none}\n"),
+        Some(rows) => table::rows_table(rows, first),
+        None => table::document(answer),
+    }
+}

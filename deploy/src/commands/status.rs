@@ -1,0 +1,82 @@
+//! `watershed status`.
+
+use crate::cli::OutputFormat;
+use crate::client::Client;
+use crate::failure::Outcome;
+use crate::table::{self, Json};
+
+pub(crate) async fn run(client: &Client, format: OutputFormat) -> Outcome {
+    let answer = client.get(&["v1", "status"], &[]).await?;
+    super::print(&answer, format, render)
+}
+
+/// Streams and views at a glance: a row each. What else there is stands in the JSON.
+fn render(status: &Json) -> String {
+    let ready = match status.get("missing").and_then(Json::text) {
+        Some(missing) => format!("not ready: {missing}\n"),
+        None => "ready\n".to_owned(),
+    };
+    let streams = rows(status, "streams", |stream| {
+        let archived = stream.get("archive").and_then(|a| a.get("archived_until"));
+        vec![
+            ("stream", field(stream, "name")),
+            ("topic", field(stream, "topic")),
+            ("archived until", offsets(archived)),
+            ("position", offsets(stream.get("position"))),
+            ("log end", offsets(stream.get("log_end"))),
+            ("dead letters", field(stream, "dead_letters")),
+            ("late", field(stream, "late")),
+            ("trouble", reasons(stream)),
+        ]
+    });
+    let views = rows(status, "views", |view| {
+        let meta = view.get("meta").unwrap_or(&Json::Null);
+        let trouble = view.get("error").filter(|e| e.text().is_some()).cloned();
+        vec![
+            ("view", field(view, "name")),
+            ("stream", field(view, "stream")),
+            ("generation", field(meta, "generation")),
+            ("built at", field(meta, "built_at")),
+            ("lag seconds", field(meta, "lag_seconds")),
+            ("complete", field(meta, "complete")),
+            ("errors", field(meta, "errors")),
+            ("paused", field(view, "paused")),
+            ("next rebuild", time_of(view, "rebuild")),
+            ("next refresh", time_of(view, "refresh")),
+            ("trouble", trouble.unwrap_or_else(|| reasons(meta))),
+        ]
+    });
+    format!("{ready}\n{streams}\n{views}")
+}
+
+fn rows(status: &Json, list: &str, row: impl Fn(&Json) -> Vec<(&'static str, Json)>) -> String {
+    let items = status.get(list).and_then(Json::list).unwrap_or_default();
+    let object = |item| Json::Object(row(item).into_iter().map(|(name, value)| (name.to_owned(), value)).collect());
+    match items {
+        [] => format!("no {list}\n"),
+        items => table::rows_table(&items.iter().map(object).collect::<Vec<_>>(), &[]),
+    }
+}
+
+fn field(of: &Json, name: &str) -> Json {
+    of.get(name).cloned().unwrap_or(Json::Null)
+}
+
+/// `0: 120, 1: 7`.
+fn offsets(vector: Option<&Json>) -> Json {
+    let Some(Json::Object(members)) = vector else { return Json::Null };
+    Json::Text(members.iter().map(|(p, o)| format!("{p}: {o}")).collect::<Vec<_>>().join(", "))
+}
+
+fn reasons(of: &Json) -> Json {
+    let list = of.get("reasons").and_then(Json::list).unwrap_or_default();
+    let messages: Vec<_> = list.iter().filter_map(|r| r.get("message")?.text()).collect();
+    if messages.is_empty() { Json::Null } else { Json::Text(messages.join("; ")) }
+}
+
+/// When the view's schedule of `mode` fires next.
+fn time_of(view: &Json, mode: &str) -> Json {
+    let next = view.get("next").and_then(Json::list).unwrap_or_default();
+    let of_mode = next.iter().find(|n| n.get("mode").and_then(Json::text) == Some(mode));
+    of_mode.and_then(|n| n.get("at").or_else(|| n.get("time"))).cloned().unwrap_or(Json::Null)
+}

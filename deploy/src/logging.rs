@@ -1,0 +1,20 @@
+//! Logs, on standard error.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+use watershed_shared::log::QUIET_LOG_DIRECTIVES;
+
+/// A table that is not there yet is an ERROR to Delta's kernel; to us it is the reason to create it.
+const EXPECTED: &str = "buoyant_kernel::snapshot::builder=off";
+
+/// Starts logging: warnings, or what `RUST_LOG` says.
+pub(crate) fn start() {
+    let quiet = || EnvFilter::new(format!("warn,{EXPECTED},{}", QUIET_LOG_DIRECTIVES.join(",")));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| quiet());
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    subscriber.init();
+}

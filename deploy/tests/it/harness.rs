@@ -1,0 +1,333 @@
+//! What tests of the whole program share: a broker, the real program as a process, a client.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use watershed_shared::clock::Instant;
+use watershed_shared::log::EmbeddedBroker;
+
+/// How long the program may take to be ready; it is far above what a busy machine needs.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// The embedded broker in the test's own process, so that it outlives the platform that is killed.
+pub(crate) struct Broker {
+    _broker: EmbeddedBroker,
+    _runtime: Runtime,
+    _dir: tempfile::TempDir,
+    bootstrap_servers: String,
+}
+
+impl Broker {
+    pub(crate) fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let runtime = Runtime::new().expect("a runtime");
+        let listen = "127.0.0.1:0".parse().expect("an address");
+        let broker = runtime.block_on(EmbeddedBroker::start(dir.path(), listen)).expect("the broker starts");
+        let bootstrap_servers = broker.bootstrap_servers().to_owned();
+        Self { _broker: broker, _runtime: runtime, _dir: dir, bootstrap_servers }
+    }
+
+    pub(crate) fn bootstrap_servers(&self) -> &str {
+        &self.bootstrap_servers
+    }
+}
+
+/// The program under `watershed up`.
+pub(crate) struct Running {
+    child: Child,
+    client: Client,
+    stderr: Arc<Mutex<Vec<String>>>,
+}
+
+impl Running {
+    /// Writes `config` to `dir/watershed.toml`, starts the program and waits until it is ready.
+    pub(crate) fn start(config: &str, dir: &Path) -> Self {
+        Self::start_with(config, dir, &[])
+    }
+
+    /// As [`Running::start`], with environment variables; does not wait for readiness if the program ends first.
+    pub(crate) fn start_with(config: &str, dir: &Path, env: &[(&str, &str)]) -> Self {
+        let mut running = Self::spawn(config, dir, env);
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            if let Some(status) = running.child.try_wait().expect("the process can be waited for") {
+                if env.iter().any(|(name, _)| *name == "WATERSHED_ABORT_AT") {
+                    return running;
+                }
+                panic!("the program ended with {status} before it was ready:\n{}", running.log());
+            }
+            if running.client.discover(dir) && running.client.is_ready() {
+                return running;
+            }
+            if Instant::now() > deadline {
+                let status = running.client.get("/v1/status");
+                panic!("not ready after {START_PATIENCE:?} with {env:?}: {status:?}\n{}", running.log());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn spawn(config: &str, dir: &Path, env: &[(&str, &str)]) -> Self {
+        let file = dir.join("watershed.toml");
+        std::fs::write(&file, config).expect("the configuration can be written");
+        match std::fs::remove_file(dir.join("data/http.json")) {
+            Ok(()) => {}
+            Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+        }
+        let mut child = Command::new(env!("CARGO_BIN_EXE_watershed"))
+            .arg("up")
+            .arg("-c")
+            .arg(&file)
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let pipe = BufReader::new(child.stderr.take().expect("piped"));
+        let lines = Arc::clone(&stderr);
+        std::thread::spawn(move || {
+            for line in pipe.lines().map_while(Result::ok) {
+                lines.lock().push(line);
+            }
+        });
+        Self { child, client: Client::default(), stderr }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Everything on standard error so far.
+    pub(crate) fn log(&self) -> String {
+        self.stderr.lock().join("\n")
+    }
+
+    /// SIGTERM; the program must end cleanly.
+    pub(crate) fn stop(mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
+                assert!(status.success(), "ended with {status}:\n{}", self.log());
+                return;
+            }
+            assert!(Instant::now() < deadline, "does not end after SIGTERM:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("the process can be killed");
+        self.child.wait().expect("the process can be waited for");
+    }
+
+    /// Waits until the program has ended by itself.
+    pub(crate) fn wait(mut self, patience: Duration) -> std::process::ExitStatus {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "the program goes on:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.stderr.lock();
+            for line in &log[log.len().saturating_sub(60)..] {
+                eprintln!("    {line}");
+            }
+        }
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Talks HTTP to a running platform.
+#[derive(Default)]
+pub(crate) struct Client {
+    url: String,
+    http: reqwest::blocking::Client,
+    runtime: std::sync::OnceLock<Runtime>,
+    producers: Mutex<BTreeMap<String, FutureProducer>>,
+}
+
+impl Client {
+    fn discover(&mut self, dir: &Path) -> bool {
+        let Ok(text) = std::fs::read_to_string(dir.join("data/http.json")) else { return false };
+        let Ok(value) = serde_json::from_str::<Value>(&text) else { return false };
+        self.url = value["url"].as_str().expect("url").to_owned();
+        true
+    }
+
+    fn is_ready(&self) -> bool {
+        self.http.get(format!("{}/readyz", self.url)).send().is_ok_and(|r| r.status().is_success())
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// GET; answers the status and the body.
+    pub(crate) fn get(&self, path: &str) -> (u16, Value) {
+        let response = self.http.get(format!("{}{path}", self.url)).timeout(START_PATIENCE).send().expect("an answer");
+        let status = response.status().as_u16();
+        (status, response.json().unwrap_or(Value::Null))
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.http.post(format!("{}{path}", self.url)).timeout(START_PATIENCE).json(body);
+        let response = request.send().expect("an answer");
+        let status = response.status().as_u16();
+        (status, response.json().unwrap_or(Value::Null))
+    }
+
+    /// The whole view; it must answer.
+    pub(crate) fn view(&self, view: &str) -> Value {
+        let (status, body) = self.get(&format!("/v1/views/{view}?limit=1000000"));
+        assert_eq!(status, 200, "{view}: {body}");
+        body
+    }
+
+    /// The whole view at a position that has reached `offsets`.
+    pub(crate) fn view_waiting(&self, view: &str, offsets: &BTreeMap<i32, i64>, patience: Duration) -> Value {
+        let wanted: BTreeMap<String, i64> = offsets.iter().map(|(p, o)| (p.to_string(), *o)).collect();
+        let wait_for = serde_json::to_string(&wanted).expect("a map serializes");
+        let request = self
+            .http
+            .get(format!("{}/v1/views/{view}", self.url))
+            .query(&[("limit", "1000000"), ("wait_for", &wait_for)])
+            .query(&[("timeout_ms", patience.as_millis().to_string())])
+            .timeout(patience + Duration::from_secs(5));
+        let response = request.send().expect("an answer");
+        let status = response.status().as_u16();
+        let body: Value = response.json().expect("JSON");
+        assert_eq!(status, 200, "{view} waiting for {wait_for}: {body}");
+        body
+    }
+
+    /// The whole view once `holds` is true of its meta.
+    pub(crate) fn view_when(&self, view: &str, patience: Duration, holds: impl Fn(&Value) -> bool) -> Value {
+        let deadline = Instant::now() + patience;
+        loop {
+            let body = self.view(view);
+            if holds(&body["meta"]["views"][view]) {
+                return body;
+            }
+            assert!(Instant::now() < deadline, "{view} does not get there: {}", body["meta"]);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Starts a build; `None` if one of the view runs.
+    pub(crate) fn build(&self, view: &str, mode: &str) -> Option<String> {
+        let (status, body) = self.post(&format!("/v1/views/{view}/rebuilds"), &json!({"mode": mode}));
+        match status {
+            202 => Some(body["id"].as_str().expect("an id").to_owned()),
+            409 => None,
+            _ => panic!("{mode} of {view}: {status} {body}"),
+        }
+    }
+
+    /// The build's status once it has ended.
+    pub(crate) fn wait_build(&self, id: &str, patience: Duration) -> Value {
+        let deadline = Instant::now() + patience;
+        loop {
+            let (status, body) = self.get(&format!("/v1/rebuilds/{id}?wait_ms=1000"));
+            assert_eq!(status, 200, "{id}: {body}");
+            let state = body["state"].as_str().expect("a state");
+            if !["queued", "running", "publishing", "held"].contains(&state) {
+                return body;
+            }
+            assert!(Instant::now() < deadline, "build {id} does not end: {body}");
+        }
+    }
+
+    /// The numbers of the view's generations.
+    pub(crate) fn generations(&self, view: &str) -> Vec<u64> {
+        let (status, body) = self.get(&format!("/v1/views/{view}/generations"));
+        assert_eq!(status, 200, "{view}: {body}");
+        let list = body["generations"].as_array().expect("generations");
+        list.iter().map(|g| g["generation"].as_u64().expect("a number")).collect()
+    }
+
+    /// Starts an activation; answers the id of its build.
+    pub(crate) fn activate(&self, view: &str, generation: u64) -> String {
+        let (status, body) = self.post(&format!("/v1/views/{view}/generations/{generation}/activate"), &json!({}));
+        assert_eq!(status, 202, "{view}: {body}");
+        body["id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Produces to the log itself, past the platform; answers the offset of each record.
+    pub(crate) fn produce_to_log(
+        &self,
+        bootstrap: &str,
+        topic: &str,
+        records: &[(i32, i64, Option<Vec<u8>>)],
+    ) -> Vec<i64> {
+        produce(self.runtime(), &self.producers, bootstrap, topic, records)
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime.get_or_init(|| Runtime::new().expect("a runtime"))
+    }
+}
+
+fn produce(
+    runtime: &Runtime,
+    producers: &Mutex<BTreeMap<String, FutureProducer>>,
+    bootstrap: &str,
+    topic: &str,
+    records: &[(i32, i64, Option<Vec<u8>>)],
+) -> Vec<i64> {
+    let producer = producers
+        .lock()
+        .entry(bootstrap.to_owned())
+        .or_insert_with(|| {
+            let mut config = ClientConfig::new();
+            config.set("bootstrap.servers", bootstrap).set("enable.idempotence", "true").set("linger.ms", "2");
+            config.create().expect("a producer")
+        })
+        .clone();
+    let offsets = runtime.block_on(async {
+        let mut waiting = Vec::with_capacity(records.len());
+        for (partition, timestamp, payload) in records {
+            let mut record = FutureRecord::<(), [u8]>::to(topic).partition(*partition).timestamp(*timestamp);
+            record.payload = payload.as_deref();
+            waiting.push(producer.send_result(record).map_err(|(e, _)| e).expect("the queue has room"));
+        }
+        let mut offsets = Vec::with_capacity(waiting.len());
+        for delivery in waiting {
+            offsets.push(delivery.await.expect("not cancelled").map_err(|(e, _)| e).expect("delivered").offset);
+        }
+        offsets
+    });
+    producer.flush(Duration::from_secs(30)).expect("flushed");
+    offsets
+}
+
+/// The real data of the developers' shared folder, by path.
+pub(crate) fn shared_data() -> PathBuf {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data");
+    match std::env::var_os("WATERSHED_SHARED_DATA") {
+        Some(dir) => PathBuf::from(dir),
+        None => beside,
+    }
+}

@@ -1,0 +1,11 @@
+//! Tests of the whole program.
+
+mod boundary;
+mod check;
+mod command_line;
+mod harness;
+mod oracle;
+mod processes;
+mod produce;
+mod program;
+mod real_input;

@@ -1,0 +1,108 @@
+//! Real data that nobody here made: loaded with `watershed produce`, read by HTTP before and after a rebuild, and
+//! recounted from the raw files by DuckDB.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{Running, shared_data};
+
+const PATIENCE: Duration = Duration::from_secs(300);
+const CONFIG: &str = include_str!("../real_input/watershed.toml");
+const VIEWS: [(&str, &str, &[&str]); 5] = [
+    ("events_per_minute", "github", &["minute", "type"]),
+    ("created", "github", &["what"]),
+    ("edits", "wikipedia", &["channel", "hour"]),
+    ("words", "moby", &["word"]),
+    ("brands", "trackers", &["brand"]),
+];
+
+#[test]
+fn real_data_gives_the_answers_that_an_independent_engine_counts_from_the_raw_files() {
+    let data = shared_data();
+    let recounted = recount(&data);
+    let dir = tempfile::tempdir().unwrap();
+    let config = CONFIG.replace("${DATA_DIR}", "data");
+    let running = Running::start(&config, dir.path());
+
+    let hour = data.join("gharchive/landing/year=2015/month=01/dayofmonth=01/2015-01-01-0.json.gz");
+    let inputs = [
+        ("github", hour.as_path(), "json", 7_702),
+        ("wikipedia", &data.join("wikipedia/wikiticker-2015-09-12-sampled.json.gz"), "json", 39_244),
+        ("moby", &data.join("text/moby_dick.txt"), "text", 23_243),
+        ("trackers", &data.join("fitness/Fitness_trackers.csv"), "csv", 610),
+    ];
+    let mut ends: BTreeMap<&str, BTreeMap<i32, i64>> = BTreeMap::new();
+    for (stream, file, input, records) in inputs {
+        let output = watershed(dir.path(), &["produce", stream, "--input", input, "--format", "json", "--from"], file);
+        assert!(output.status.success(), "{stream}: {}", String::from_utf8_lossy(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).expect("one JSON document");
+        assert_eq!((report["read"].as_i64(), report["delivered"].as_i64()), (Some(records), Some(records)), "{report}");
+        let partitions = report["partitions"].as_object().expect("partitions");
+        let next = partitions.iter().map(|(p, o)| (p.parse().unwrap(), o["next"].as_i64().unwrap())).collect();
+        ends.insert(stream, next);
+    }
+
+    let before: Vec<Value> = VIEWS
+        .iter()
+        .map(|(view, stream, key)| {
+            let body = running.client().view_waiting(view, &ends[stream], PATIENCE);
+            assert_equal(view, key, &body["rows"], &recounted[*view]);
+            body
+        })
+        .collect();
+    for ((view, _, key), before) in VIEWS.iter().zip(before) {
+        let id = running.client().build(view, "rebuild").expect("no other build runs");
+        let status = running.client().wait_build(&id, PATIENCE);
+        assert_eq!(status["state"], "succeeded", "{view}: {status}");
+        let after = running.client().view_when(view, PATIENCE, |meta| meta["generation"] == 1);
+        assert_equal(view, key, &after["rows"], &before["rows"]);
+        let meta = &after["meta"]["views"][view];
+        for (partition, state) in meta["partitions"].as_object().expect("partitions") {
+            assert_eq!(state["batch_until"], state["position"], "{view}: partition {partition}: {meta}");
+        }
+    }
+    // Three products of one file have an empty price: the brand's aggregate leaves none of the others out.
+    let (status, body) = running.client().get("/v1/views/words?where=word%20%3D%20'the'");
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(body["rows"], serde_json::json!([{"word": "the", "count": 13_666}]));
+    running.stop();
+}
+
+fn watershed(dir: &Path, args: &[&str], file: &Path) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_watershed"));
+    command.args(args).arg(file).arg("-c").arg(dir.join("watershed.toml"));
+    command.output().expect("the program starts")
+}
+
+fn recount(data: &Path) -> Value {
+    let python = std::env::var("WATERSHED_TEST_PYTHON")
+        .expect("WATERSHED_TEST_PYTHON names a Python with DuckDB: run the tests with `cargo xtask test`");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real_input/recount.py");
+    let output = Command::new(python).arg(script).arg(data).output().expect("Python starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("one JSON document")
+}
+
+/// The same rows in any order: integers and strings exactly, floats within 1e-9.
+fn assert_equal(view: &str, key: &[&str], served: &Value, expected: &Value) {
+    let by_key = |rows: &Value| -> BTreeMap<String, Value> {
+        let rows = rows.as_array().unwrap_or_else(|| panic!("{view}: rows, not {rows}"));
+        rows.iter().map(|r| (key.iter().map(|k| r[*k].to_string()).collect::<Vec<_>>().join(" "), r.clone())).collect()
+    };
+    let (served, expected) = (by_key(served), by_key(expected));
+    assert_eq!(served.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{view}: groups");
+    for (group, row) in expected {
+        for (column, value) in row.as_object().expect("a row") {
+            let got = &served[&group][column];
+            let equal = match (value.as_f64(), got.as_f64()) {
+                (Some(a), Some(b)) => (a - b).abs() <= 1e-9 * a.abs().max(1.0),
+                _ => value == got,
+            };
+            assert!(equal, "{view}, group {group}, column {column}: served {got}, expected {value}");
+        }
+    }
+}

@@ -1,0 +1,40 @@
+//! Developers' tasks: `cargo xtask <task>`.
+
+mod tasks;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Watershed's developer tasks")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Installs what the tests need and runs all of them.
+    Test {
+        /// Only tests whose name contains this.
+        filter: Option<String>,
+    },
+    /// Installs what the tests need, and nothing else.
+    Setup,
+    /// Runs the oracle over many seeds.
+    Oracle {
+        /// How many seeds.
+        #[arg(long, default_value_t = 1000)]
+        seeds: u64,
+        /// The first seed.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().task {
+        Task::Test { filter } => tasks::test(filter.as_deref()),
+        Task::Setup => tasks::setup().map(|_| ()),
+        Task::Oracle { seeds, from } => tasks::oracle(from, seeds),
+    }
+}
