@@ -1,6 +1,9 @@
 //! Developers' tasks: `cargo xtask <task>`.
 
+mod cluster_commands;
 mod tasks;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -20,6 +23,9 @@ enum Task {
     },
     /// Installs what the tests need, and nothing else.
     Setup,
+    /// Real Kafka and HDFS on this machine.
+    #[command(subcommand)]
+    Cluster(cluster_commands::ClusterCommand),
     /// Runs the oracle over many seeds.
     Oracle {
         /// How many seeds.
@@ -31,10 +37,21 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    match execute(&Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute(task: &Task) -> anyhow::Result<()> {
+    match task {
         Task::Test { filter } => tasks::test(filter.as_deref()),
         Task::Setup => tasks::setup().map(|_| ()),
-        Task::Oracle { seeds, from } => tasks::oracle(from, seeds),
+        Task::Cluster(command) => cluster_commands::execute(command),
+        Task::Oracle { seeds, from } => tasks::oracle(*from, *seeds),
     }
 }

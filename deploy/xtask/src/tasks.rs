@@ -1,9 +1,11 @@
 //! The tasks themselves: each only starts other programs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use xtask::cluster::{Cluster, Options, directory, sweep};
+use xtask::{cache_dir, run};
 
 /// What the recounts by an independent engine run on, from PyPI.
 const PYTHON_PACKAGES: [&str; 1] = ["duckdb==2.0.0"];
@@ -25,34 +27,49 @@ pub(crate) fn setup() -> Result<PathBuf> {
     Ok(python)
 }
 
-/// Runs every test of the workspace.
+/// Runs every test of the workspace, with a real Kafka and HDFS beside it.
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     let python = setup()?;
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["test", "--workspace"]).args(filter).env("WATERSHED_TEST_PYTHON", python);
-    run(&mut cargo)
+    let all = || {
+        let mut cargo = cargo();
+        cargo.args(["test", "--workspace"]);
+        cargo
+    };
+    // Before anything is started: what does not compile needs no cluster.
+    run(all().arg("--no-run"))?;
+    sweep()?;
+    let dir = directory(&format!("test-{}", std::process::id()))?;
+    let cluster = Cluster::start(&dir, Options { brokers: 1, datanodes: 2 })?;
+    let (kafka, hdfs) = (cluster.kafka().context("no Kafka")?, cluster.hdfs().context("no HDFS")?);
+    let outcome = run(all()
+        .args(filter)
+        .env("WATERSHED_TEST_ALL", "1")
+        .env("WATERSHED_TEST_PYTHON", python)
+        .env("WATERSHED_TEST_KAFKA", kafka.bootstrap_servers())
+        .env("WATERSHED_TEST_HDFS", hdfs.url()));
+    outcome.with_context(|| format!("logs of Kafka and HDFS: {}", dir.join("logs").display()))
 }
 
 /// Runs the oracle test with the seeds `[from, from + seeds)`.
 pub(crate) fn oracle(from: u64, seeds: u64) -> Result<()> {
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = cargo();
     cargo.args(["test", "--package", "watershed", "--test", "it", "oracle::", "--", "--nocapture"]);
     cargo.env("WATERSHED_SEEDS", format!("{from}..{}", from + seeds));
     run(&mut cargo)
 }
 
-fn cache_dir() -> Result<PathBuf> {
-    let base = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(dir) => PathBuf::from(dir),
-        None => Path::new(&std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
-    };
-    let dir = base.join("watershed");
-    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    Ok(dir)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("start {command:?}"))?;
-    ensure!(status.success(), "{command:?} ended with {status}");
-    Ok(())
+/// Cargo, without what the cargo that runs this program told it about this package.
+///
+/// SUBTLE: build scripts watch some of these variables, `ring`'s for one: with them everything above it would be
+/// compiled again whenever `cargo xtask test` follows `cargo test`.
+fn cargo() -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_"].iter().any(|prefix| text.starts_with(prefix))
+        {
+            cargo.env_remove(&name);
+        }
+    }
+    cargo
 }
