@@ -18,8 +18,9 @@ pub struct Kafka {
 impl Kafka {
     /// Starts `count` brokers with their data in `dir/data` and their logs in `dir/logs`.
     ///
-    /// With three or more, topics are replicated three times and two replicas must be in sync. On return each broker
-    /// knows all of them.
+    /// With three or more, topics are replicated three times and two replicas must be in sync. Nothing is deleted by
+    /// age unless a topic asks for it (its own `retention.ms`, looked at each second): tests produce records with the
+    /// timestamps of years ago. On return each broker knows all of them.
     pub fn start(artifacts: &Artifacts, dir: &Path, count: u16) -> Result<Self> {
         with_free_ports(|| {
             let nodes = Node::choose(dir, count);
@@ -110,6 +111,7 @@ transaction.state.log.min.isr={in_sync}
 group.initial.rebalance.delay.ms=0
 log.initial.task.delay.ms=1000
 log.retention.check.interval.ms=1000
+log.retention.ms=-1
 ",
             voters = voters.join(","),
             data = data.display(),
