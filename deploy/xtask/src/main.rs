@@ -35,6 +35,17 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
+    /// Measures the program against baselines; writes deploy/bench/README.md.
+    Bench {
+        /// Small sizes, once: only shows that it works.
+        #[arg(long)]
+        quick: bool,
+        /// How often each figure is taken.
+        #[arg(long, default_value_t = 5)]
+        runs: usize,
+        /// Which benchmarks; all if none is named.
+        names: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -53,5 +64,6 @@ fn execute(task: &Task) -> anyhow::Result<()> {
         Task::Setup => tasks::setup().map(|_| ()),
         Task::Cluster(command) => cluster_commands::execute(command),
         Task::Oracle { seeds, from } => tasks::oracle(*from, *seeds),
+        Task::Bench { quick, runs, names } => tasks::bench(*quick, *runs, names),
     }
 }

@@ -1,6 +1,6 @@
 //! The tasks themselves: each only starts other programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -56,6 +56,29 @@ pub(crate) fn oracle(from: u64, seeds: u64) -> Result<()> {
     cargo.args(["test", "--package", "watershed", "--test", "it", "oracle::", "--", "--nocapture"]);
     cargo.env("WATERSHED_SEEDS", format!("{from}..{}", from + seeds));
     run(&mut cargo)
+}
+
+/// Builds the program and its benchmarks in the release profile and runs them, with a Kafka beside them unless
+/// `WATERSHED_BENCH_KAFKA` names one.
+pub(crate) fn bench(quick: bool, runs: usize, names: &[String]) -> Result<()> {
+    let python = setup()?;
+    // Together, so that both are built from one set of dependencies.
+    run(cargo().args(["build", "--release", "--package", "watershed", "--package", "bench"]))?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let mut bench = Command::new(target.join("release/bench"));
+    bench.arg("--program").arg(target.join("release/watershed")).arg("--python").arg(python);
+    bench.arg("--readme").arg(root.join("deploy/bench/README.md")).args(["--runs", &runs.to_string()]);
+    bench.args(quick.then_some("--quick")).args(names);
+    if std::env::var_os("WATERSHED_BENCH_KAFKA").is_some() {
+        return run(&mut bench);
+    }
+    sweep()?;
+    let dir = directory(&format!("bench-{}", std::process::id()))?;
+    let cluster = Cluster::start(&dir, Options { brokers: 1, datanodes: 0 })?;
+    let kafka = cluster.kafka().context("no Kafka")?;
+    let outcome = run(bench.env("WATERSHED_BENCH_KAFKA", kafka.bootstrap_servers()));
+    outcome.with_context(|| format!("logs of Kafka: {}", dir.join("logs").display()))
 }
 
 /// Cargo, without what the cargo that runs this program told it about this package.
