@@ -1,7 +1,7 @@
 //! Events that come in while something else is measured.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -19,7 +19,6 @@ const BURST: u64 = 100;
 #[derive(Debug)]
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
-    sent: Arc<AtomicU64>,
     thread: JoinHandle<Result<()>>,
 }
 
@@ -33,8 +32,8 @@ impl Load {
         per_second: Option<u64>,
     ) -> Result<Self> {
         let producer = kafka.producer(&[("linger.ms", "2")])?;
-        let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopped, counter, topic) = (Arc::clone(&stop), Arc::clone(&sent), topic.to_owned());
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, topic) = (Arc::clone(&stop), topic.to_owned());
         let publish = move || {
             let started = Instant::now();
             let mut value = String::new();
@@ -47,7 +46,6 @@ impl Load {
                     send(&producer, &topic, partition, value.as_bytes())?;
                     i += 1;
                 }
-                counter.store(i, Ordering::Relaxed);
                 producer.poll(Duration::ZERO);
                 if let Some(per_second) = per_second {
                     let due = Duration::from_secs_f64(i as f64 / per_second as f64);
@@ -57,12 +55,7 @@ impl Load {
             producer.flush(Duration::from_secs(60))?;
             Ok(())
         };
-        Ok(Self { stop, sent, thread: std::thread::spawn(publish) })
-    }
-
-    /// Records sent so far.
-    pub(crate) fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
+        Ok(Self { stop, thread: std::thread::spawn(publish) })
     }
 
     /// Waits until the log has all that was sent.

@@ -1,6 +1,6 @@
 //! Point and range queries over a million groups, half of them in the delta, while events come in; and memory.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -147,19 +147,36 @@ async fn fill(topic: Topic, shape: Shape, count: u64) -> Result<Topic> {
 
 /// Asks over and over for `duration`.
 async fn ask(client: &Client, kind: Kind, groups: u64, duration: Duration) -> Result<Latencies> {
+    let client = client.clone();
+    repeat(kind, groups, duration, move |filter| {
+        let client = client.clone();
+        async move {
+            let body = client.text("by_user", &[("where", &filter)]).await?;
+            ensure!(body.starts_with("{\"rows\":"), "no rows where {filter}: {body}");
+            Ok(())
+        }
+    })
+    .await
+}
+
+/// [`CLIENTS`] ask one request after the other, for keys drawn evenly.
+async fn repeat<F: Future<Output = Result<()>> + Send>(
+    kind: Kind,
+    groups: u64,
+    duration: Duration,
+    request: impl Fn(String) -> F + Clone + Send + Sync + 'static,
+) -> Result<Latencies> {
     let until = Instant::now() + duration;
     let clients = (0..CLIENTS).map(|number| {
-        let client = client.clone();
+        let request = request.clone();
         watershed_shared::task::spawn("client", async move {
             let mut latencies = Latencies::default();
             let mut next = scramble(number);
             while Instant::now() < until {
                 next = scramble(next);
-                let user = next % (groups - RANGE);
                 let started = Instant::now();
-                let body = client.text("by_user", &[("where", &kind.filter(user))]).await?;
+                request(kind.filter(next % (groups - RANGE))).await?;
                 latencies.push(started.elapsed());
-                ensure!(body.starts_with("{\"rows\":"), "no rows for user {user}: {body}");
             }
             anyhow::Ok(latencies)
         })
@@ -176,33 +193,30 @@ async fn while_building(platform: &Platform, kind: Kind, groups: u64, duration: 
     let done = Arc::new(AtomicBool::new(false));
     let (client, finished) = (platform.client(), Arc::clone(&done));
     let builds = watershed_shared::task::spawn("rebuilds", async move {
-        let mut built = 0;
-        while !finished.load(Ordering::Relaxed) {
+        loop {
             client.build("by_user", "rebuild").await?;
-            built += 1;
+            if finished.load(Ordering::Relaxed) {
+                return anyhow::Ok(());
+            }
         }
-        anyhow::Ok(built)
     });
     let latencies = ask(&platform.client(), kind, groups, duration).await;
     done.store(true, Ordering::Relaxed);
-    ensure!(builds.await?? > 0, "a rebuild ran meanwhile");
+    builds.await??;
     latencies
 }
 
-/// One after the other, through SQL, as a program would that has the merged table at hand.
-async fn in_datafusion(merged: &PathBuf, kind: Kind, groups: u64, duration: Duration) -> Result<Latencies> {
+/// The same through SQL in this process, as a program would that has the merged table at hand.
+async fn in_datafusion(merged: &Path, kind: Kind, groups: u64, duration: Duration) -> Result<Latencies> {
     let context = table_at(merged).await?;
-    let mut latencies = Latencies::default();
-    let mut next = scramble(groups);
-    let until = Instant::now() + duration.min(Duration::from_secs(3));
-    while Instant::now() < until {
-        next = scramble(next);
-        let filter = kind.filter(next % (groups - RANGE));
-        let started = Instant::now();
-        context.sql(&format!("SELECT * FROM merged WHERE {filter}")).await?.collect().await?;
-        latencies.push(started.elapsed());
-    }
-    Ok(latencies)
+    repeat(kind, groups, duration, move |filter| {
+        let context = context.clone();
+        async move {
+            context.sql(&format!("SELECT * FROM merged WHERE {filter}")).await?.collect().await?;
+            Ok(())
+        }
+    })
+    .await
 }
 
 async fn table_at(merged: &Path) -> Result<SessionContext> {

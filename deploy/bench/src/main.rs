@@ -57,7 +57,7 @@ pub(crate) struct Bench {
     pub(crate) kafka: Kafka,
     pub(crate) python: Option<PathBuf>,
     pub(crate) runs: usize,
-    quick: bool,
+    pub(crate) quick: bool,
 }
 
 /// A finished benchmark.
@@ -84,6 +84,9 @@ async fn main() -> Result<()> {
     ensure!(cli.runs > 0, "take each figure at least once: --runs 1");
     let machine = report::machine(&format!("Kafka at {}", cli.kafka));
     println!("{machine}\n");
+    if cli.quick {
+        println!("A quick run: its figures say nothing but that there are some.\n");
+    }
     let kafka = Kafka { bootstrap_servers: cli.kafka };
     let runs = if cli.quick { 1 } else { cli.runs };
     let bench = Bench { program: cli.program, kafka, python: cli.python, runs, quick: cli.quick };

@@ -58,16 +58,19 @@ pub(crate) fn oracle(from: u64, seeds: u64) -> Result<()> {
     run(&mut cargo)
 }
 
-/// Builds the program and its benchmarks in the release profile and runs them, with a Kafka beside them unless
-/// `WATERSHED_BENCH_KAFKA` names one.
+/// Builds the program and its benchmarks in the release profile (for `quick`, which says nothing about speed, as the
+/// tests do) and runs them, with a Kafka beside them unless `WATERSHED_BENCH_KAFKA` names one.
 pub(crate) fn bench(quick: bool, runs: usize, names: &[String]) -> Result<()> {
     let python = setup()?;
     // Together, so that both are built from one set of dependencies.
-    run(cargo().args(["build", "--release", "--package", "watershed", "--package", "bench"]))?;
+    let mut build = cargo();
+    build.args(["build", "--package", "watershed", "--package", "bench"]).args((!quick).then_some("--release"));
+    run(&mut build)?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    let mut bench = Command::new(target.join("release/bench"));
-    bench.arg("--program").arg(target.join("release/watershed")).arg("--python").arg(python);
+    let built = target.join(if quick { "debug" } else { "release" });
+    let mut bench = Command::new(built.join("bench"));
+    bench.arg("--program").arg(built.join("watershed")).arg("--python").arg(python);
     bench.arg("--readme").arg(root.join("deploy/bench/README.md")).args(["--runs", &runs.to_string()]);
     bench.args(quick.then_some("--quick")).args(names);
     if std::env::var_os("WATERSHED_BENCH_KAFKA").is_some() {
