@@ -1,8 +1,8 @@
 //! Real data that nobody here made: loaded with `watershed produce`, read by HTTP before and after a rebuild, and
-//! recounted from the raw files by DuckDB.
+//! recounted from the raw files by DuckDB; the tables that hold it are read by Spark.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -70,6 +70,8 @@ fn real_data_gives_the_answers_that_an_independent_engine_counts_from_the_raw_fi
     assert_eq!(status, 200, "{body}");
     assert_eq!(body["rows"], serde_json::json!([{"word": "the", "count": 13_666}]));
     running.stop();
+    let said = python("tables.py", &[&data, &dir.path().join("data/storage"), &spark_jars()]);
+    println!("read by Spark:\n{said}");
 }
 
 fn watershed(dir: &Path, args: &[&str], file: &Path) -> Output {
@@ -79,12 +81,24 @@ fn watershed(dir: &Path, args: &[&str], file: &Path) -> Output {
 }
 
 fn recount(data: &Path) -> Value {
-    let python = std::env::var("WATERSHED_TEST_PYTHON")
-        .expect("WATERSHED_TEST_PYTHON names a Python with DuckDB: run the tests with `cargo xtask test`");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real_input/recount.py");
-    let output = Command::new(python).arg(script).arg(data).output().expect("Python starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).expect("one JSON document")
+    serde_json::from_str(&python("recount.py", &[data])).expect("one JSON document")
+}
+
+fn spark_jars() -> PathBuf {
+    let jars = std::env::var_os("WATERSHED_TEST_SPARK_JARS");
+    jars.expect("WATERSHED_TEST_SPARK_JARS names a folder of jars: run the tests with `cargo xtask test`").into()
+}
+
+/// What a script prints; it must succeed.
+fn python(script: &str, args: &[&Path]) -> String {
+    let python = std::env::var_os("WATERSHED_TEST_PYTHON");
+    let python =
+        python.expect("WATERSHED_TEST_PYTHON names a Python with DuckDB: run the tests with `cargo xtask test`");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real_input").join(script);
+    let output = Command::new(python).arg("-B").arg(&script).args(args).output().expect("Python starts");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {}\n{stderr}", script.display(), output.status);
+    String::from_utf8(output.stdout).expect("UTF-8")
 }
 
 /// The same rows in any order: integers and strings exactly, floats within 1e-9.

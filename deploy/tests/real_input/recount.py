@@ -6,36 +6,7 @@ Usage: recount.py DATA_FOLDER; prints one JSON object, view name -> rows.
 import json
 import sys
 
-import duckdb
-
-data = sys.argv[1]
-github = f"{data}/gharchive/landing/year=2015/month=01/dayofmonth=01/2015-01-01-0.json.gz"
-wikipedia = f"{data}/wikipedia/wikiticker-2015-09-12-sampled.json.gz"
-
-db = duckdb.connect()
-db.execute(
-    f"""
-    CREATE TABLE github AS SELECT * FROM read_json('{github}', format = 'newline_delimited', columns = {{
-        id: 'VARCHAR', type: 'VARCHAR', actor: 'STRUCT(id BIGINT)', repo: 'STRUCT(id BIGINT)',
-        payload: 'STRUCT(ref_type VARCHAR)', org: 'STRUCT(id BIGINT)', created_at: 'TIMESTAMP'}});
-    CREATE TABLE wikipedia AS SELECT * FROM read_json('{wikipedia}', format = 'newline_delimited', columns = {{
-        time: 'TIMESTAMP', channel: 'VARCHAR', added: 'BIGINT', deleted: 'BIGINT', isRobot: 'BOOLEAN'}});
-    CREATE TABLE trackers AS SELECT * FROM read_csv('{data}/fitness/Fitness_trackers.csv', header = true, all_varchar = true);
-    """
-)
-
-# Lines as the file has them, split at "\n" alone; the last line has no line behind it.
-with open(f"{data}/text/moby_dick.txt", encoding="utf-8", newline="\n") as file:
-    lines = [(line.rstrip("\n").removesuffix("\r"),) for line in file]
-db.execute("CREATE TABLE moby (line VARCHAR)")
-db.executemany("INSERT INTO moby VALUES (?)", lines[:1])
-import tempfile  # noqa: E402
-
-with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as rows:
-    for (line,) in lines[1:]:
-        rows.write(json.dumps({"line": line}) + "\n")
-    rows.flush()
-    db.execute(f"INSERT INTO moby SELECT line FROM read_json('{rows.name}', columns = {{line: 'VARCHAR'}})")
+import raw
 
 VIEWS = {
     "events_per_minute": """
@@ -57,6 +28,7 @@ VIEWS = {
         FROM trackers GROUP BY 1""",
 }
 
+db = raw.load(sys.argv[1])
 counted = {}
 for name, sql in VIEWS.items():
     cursor = db.execute(sql)

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use xtask::cluster::{Cluster, Options, directory, sweep};
+use xtask::cluster::{Cluster, Options, directory, spark_jars, sweep};
 use xtask::{cache_dir, run};
 
-/// What the recounts by an independent engine run on, from PyPI.
-const PYTHON_PACKAGES: [&str; 1] = ["duckdb==2.0.0"];
+/// What the recounts by independent engines run on, from PyPI. Spark's version is that of the jars in
+/// `deploy/cluster/spark`.
+const PYTHON_PACKAGES: [&str; 2] = ["duckdb==2.0.0", "pyspark==4.1.4"];
 
 /// Installs the Python packages into a virtual environment outside the tree, once.
 pub(crate) fn setup() -> Result<PathBuf> {
@@ -30,6 +31,7 @@ pub(crate) fn setup() -> Result<PathBuf> {
 /// Runs every test of the workspace, with a real Kafka and HDFS beside it.
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     let python = setup()?;
+    let spark = spark_jars()?;
     let all = || {
         let mut cargo = cargo();
         cargo.args(["test", "--workspace"]);
@@ -45,6 +47,7 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
         .args(filter)
         .env("WATERSHED_TEST_ALL", "1")
         .env("WATERSHED_TEST_PYTHON", python)
+        .env("WATERSHED_TEST_SPARK_JARS", spark)
         .env("WATERSHED_TEST_KAFKA", kafka.bootstrap_servers())
         .env("WATERSHED_TEST_HDFS", hdfs.url()));
     outcome.with_context(|| format!("logs of Kafka and HDFS: {}", dir.join("logs").display()))

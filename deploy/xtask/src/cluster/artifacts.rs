@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::Options;
 use crate::host::{cache_dir, run};
 
+const SPARK: &str = include_str!("../../../cluster/spark/pom.xml");
 const KAFKA: &str = include_str!("../../../cluster/kafka/pom.xml");
 const KAFKA_LOGGING: &str = include_str!("../../../cluster/kafka/log4j2.xml");
 const HDFS: &str = include_str!("../../../cluster/hdfs/pom.xml");
@@ -25,12 +26,7 @@ pub struct Artifacts {
 impl Artifacts {
     /// Installs what `options` needs and what is not there yet; the rest stays as it is.
     pub fn install(options: Options) -> Result<Self> {
-        let cache = cache_dir()?.join("jars");
-        std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
-        // Two test runs at once on a new machine: the second waits for the first.
-        let lock = File::create(cache.join("lock")).context("create the lock of the jars")?;
-        lock.lock().context("lock the jars")?;
-        install_java()?;
+        let (cache, _lock) = open_cache()?;
         let kafka = cache.join(versioned("kafka", KAFKA));
         let hdfs = cache.join(versioned("hdfs", HDFS));
         if options.brokers > 0 {
@@ -54,8 +50,26 @@ impl Artifacts {
     }
 }
 
+/// The folder of the jars with which Spark reads Delta tables; installs them if they are not there yet.
+pub fn spark_jars() -> Result<PathBuf> {
+    let (cache, _lock) = open_cache()?;
+    let spark = cache.join(versioned("spark", SPARK));
+    fetch(SPARK, &spark)?;
+    Ok(spark.join("libs"))
+}
+
+/// The folder of all jars, locked: of two test runs at once on a new machine the second waits for the first.
+fn open_cache() -> Result<(PathBuf, File)> {
+    let cache = cache_dir()?.join("jars");
+    std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
+    let lock = File::create(cache.join("lock")).context("create the lock of the jars")?;
+    lock.lock().context("lock the jars")?;
+    install_java()?;
+    Ok((cache, lock))
+}
+
 /// Copies what `pom` depends on to `dir/libs`, unless it is there.
-pub(super) fn fetch(pom: &str, dir: &Path) -> Result<()> {
+fn fetch(pom: &str, dir: &Path) -> Result<()> {
     if dir.try_exists().with_context(|| format!("look for {}", dir.display()))? {
         return Ok(());
     }
@@ -86,7 +100,7 @@ fn versioned(name: &str, pom: &str) -> String {
 }
 
 /// Makes sure of `java` (17 or newer) and `mvn`, from Debian's packages if they are not there.
-pub(super) fn install_java() -> Result<()> {
+fn install_java() -> Result<()> {
     let missing: Vec<&str> = [("java", "openjdk-17-jre-headless"), ("mvn", "maven")]
         .into_iter()
         .filter(|(command, _)| !is_there(command))

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-pub use self::artifacts::Artifacts;
+pub use self::artifacts::{Artifacts, spark_jars};
 pub use self::daemon::Daemon;
 pub use self::hdfs::Hdfs;
 pub use self::kafka::Kafka;
