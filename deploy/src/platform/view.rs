@@ -1,0 +1,77 @@
+//! A view's register: its configured definition stands there, and it is followed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use tokio::sync::watch;
+use tracing::warn;
+use watershed_shared::catalog::{Rejected, ViewEvent, ViewState};
+use watershed_shared::config::ViewConfig;
+use watershed_shared::register::{Record, Register};
+use watershed_shared::task;
+use watershed_shared::view::DimensionTable;
+
+use super::Parts;
+use super::stages::Stage;
+
+/// The kind of register.
+const VIEWS: &str = "views";
+/// How often it is looked at for records of other processes; own records are seen at once.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What a view's register says, as it moves on.
+#[derive(Debug)]
+pub(super) struct View {
+    pub(super) config: ViewConfig,
+    pub(super) stream: String,
+    pub(super) register: Register<ViewState>,
+    pub(super) state: watch::Receiver<Arc<ViewState>>,
+}
+
+impl View {
+    /// Opens the view's register, appends the configured definition unless it stands there, and follows it.
+    pub(super) async fn open(
+        parts: &Parts<'_>,
+        config: &ViewConfig,
+        tables: &BTreeMap<String, DimensionTable>,
+        stage: &mut Stage,
+    ) -> Result<Self> {
+        let name = &config.name;
+        let (definition, _) = parts.definitions.configured(config, tables).map_err(|e| {
+            anyhow!("view `{name}`, line {} of its SQL: {e}; `watershed check` shows the place", e.line)
+        })?;
+        let register = Register::<ViewState>::open(&parts.storage, VIEWS, name);
+        let mut superseded = false;
+        register
+            .update(|state: &ViewState| {
+                let known = state.definitions.contains_key(&definition.hash);
+                superseded = known && state.configured.as_ref() != Some(&definition.hash);
+                let event = ViewEvent::Defined { definition: Box::new(definition.clone()) };
+                Ok::<_, Rejected>((!known).then_some(event))
+            })
+            .await
+            .with_context(|| format!("record the definition of view `{name}`"))?;
+        if superseded {
+            warn!(
+                view = %name,
+                definition = %definition.hash,
+                "the configured definition was superseded earlier and does not come back by itself: activate one of its generations"
+            );
+        }
+        let mut records = register.watch(FOLLOW_INTERVAL).await.with_context(|| format!("follow view `{name}`"))?;
+        let (sender, state) = watch::channel(Arc::new(state_of(records.borrow_and_update().as_deref())));
+        let stop = stage.stop.clone();
+        stage.tasks.push(task::spawn("follow view", async move {
+            while let Some(Ok(())) = stop.run_until_cancelled(records.changed()).await {
+                sender.send_replace(Arc::new(state_of(records.borrow_and_update().as_deref())));
+            }
+        }));
+        Ok(Self { config: config.clone(), stream: definition.stream, register, state })
+    }
+}
+
+fn state_of(record: Option<&Record<ViewState>>) -> ViewState {
+    record.map(|r| r.state.clone()).unwrap_or_default()
+}
