@@ -128,6 +128,7 @@ mod tests {
             max_ahead: Duration::ZERO,
             columns: Arc::new(Schema::new(vec![Field::new("line", DataType::Utf8, false)])),
             json_columns: vec![],
+            accept_compacted: false,
             epoch_units: BTreeMap::new(),
         };
         let dataset = MasterDataset::open_or_create(&Storage::memory(), &stream).await.unwrap();

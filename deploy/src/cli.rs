@@ -80,6 +80,10 @@ pub(crate) enum Command {
     Activate(commands::activate::ActivateArgs),
     /// Recount a view from the master dataset and the log, and compare it with what is served.
     Verify(commands::verify::VerifyArgs),
+    /// Accept what a stream has lost: offsets that the log dropped before they were archived.
+    ///
+    /// They stay listed in `status`; answers count as complete again.
+    AcceptLoss(commands::accept_loss::AcceptLossArgs),
     /// Show streams, views, freshness, lag and schedules.
     Status,
 }

@@ -15,6 +15,7 @@ use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ident, lit};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Serialize;
 use watershed_shared::clock;
+use watershed_shared::delta::Reason;
 use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{Offset, OffsetVector, PartitionId};
 use watershed_shared::record::{EVENT_TIME_MAX, LATE};
@@ -52,12 +53,31 @@ pub struct Meta {
     pub truncated: Option<bool>,
 }
 
+impl Meta {
+    /// # Errors
+    /// `incomplete`, with the reasons, if anything that was read is.
+    fn demand_complete(&self) -> Result<()> {
+        let views = self.views.iter().map(|(name, meta)| ("view", name, &meta.reasons));
+        let streams = self.streams.iter().map(|(name, meta)| ("stream", name, &meta.reasons));
+        match views.chain(streams).find(|(_, _, reasons)| !reasons.is_empty()) {
+            None => Ok(()),
+            Some((what, name, reasons)) => {
+                let reasons: Vec<_> = reasons.iter().map(|r| r.message.as_str()).collect();
+                let message = format!("{what} `{name}` would be incomplete: {}", reasons.join("; "));
+                Err(Error::new(Code::Incomplete, message))
+            }
+        }
+    }
+}
+
 /// `meta.streams.<stream>`: a stream read directly.
 #[derive(Debug, Clone, Serialize)]
 pub struct StreamMeta {
     /// The Delta version.
     pub version: u64,
     pub archived_until: BTreeMap<PartitionId, Offset>,
+    pub complete: bool,
+    pub reasons: Vec<Reason>,
 }
 
 /// Rows and what is true of them.
@@ -97,12 +117,8 @@ impl Serving {
 
     async fn attempt(&self, ask: &Ask) -> std::result::Result<Answer, Failure> {
         let (tables, meta, unknown) = self.tables(ask).await?;
-        if ask.min_complete
-            && let Some((view, incomplete)) = meta.views.iter().find(|(_, m)| !m.complete)
-        {
-            let reasons: Vec<_> = incomplete.reasons.iter().map(|r| r.message.as_str()).collect();
-            let message = format!("view `{view}` would be incomplete: {}", reasons.join("; "));
-            return Err(Error::new(Code::Incomplete, message).into());
+        if ask.min_complete {
+            meta.demand_complete()?;
         }
         let engine = &self.inner.engine;
         // After what may have been a long wait for a position: who waits takes nobody's turn.
@@ -266,8 +282,14 @@ impl Serving {
     async fn stream_table(&self, stream: &str) -> std::result::Result<(Arc<dyn TableProvider>, StreamMeta), Failure> {
         let StreamInputRef { master, event_time, lateness } = self.stream_parts(stream)?;
         let snapshot = master.snapshot().await.map_err(Error::internal)?;
-        let about =
-            StreamMeta { version: snapshot.version(), archived_until: snapshot.archived_until().iter().collect() };
+        // After the snapshot: what it lacks has been recorded before.
+        let reasons = self.stream(stream)?.archive_reasons(stream);
+        let about = StreamMeta {
+            version: snapshot.version(),
+            archived_until: snapshot.archived_until().iter().collect(),
+            complete: reasons.is_empty(),
+            reasons,
+        };
         let events = snapshot.scan_archived().map_err(Error::internal)?;
         let late = match (event_time, lateness) {
             (Some(event_time), Some(lateness)) => {

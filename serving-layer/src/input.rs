@@ -5,11 +5,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 use tokio::sync::watch;
-use watershed_shared::catalog::ViewState;
+use watershed_shared::archive::ArchiverState;
+use watershed_shared::catalog::{StreamState, ViewState};
 use watershed_shared::config::{StreamConfig, ViewConfig};
-use watershed_shared::delta::DeltaService;
+use watershed_shared::delta::{DeltaService, Reason};
 use watershed_shared::master::MasterDataset;
+use watershed_shared::offsets::OffsetVector;
+use watershed_shared::register::Register;
 use watershed_shared::storage::Storage;
 use watershed_shared::view::DimensionTable;
 
@@ -40,6 +45,39 @@ pub struct StreamInput {
     pub config: StreamConfig,
     pub delta: Arc<dyn DeltaService>,
     pub master: MasterDataset,
+    /// Where losses are accepted.
+    pub register: Register<StreamState>,
+    /// The state of the register's head.
+    pub state: watch::Receiver<Arc<StreamState>>,
+    pub archiver: watch::Receiver<ArchiverState>,
+    /// As the archiver last saw it.
+    pub archived_until: watch::Receiver<OffsetVector>,
+    pub log: watch::Receiver<LogStatus>,
+}
+
+impl StreamInput {
+    /// Why what is read from the master dataset alone lacks something, or does not advance.
+    pub(crate) fn archive_reasons(&self, stream: &str) -> Vec<Reason> {
+        let mut reasons: Vec<Reason> = self.state.borrow().open_losses().map(|loss| loss.reason(stream)).collect();
+        reasons.extend(self.archiver.borrow().reason());
+        reasons
+    }
+}
+
+/// What is known of a stream's log beside its end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LogStatus {
+    /// The first offset that it still has of each partition, as last seen.
+    pub starts: OffsetVector,
+    /// `None` while it answers, or for a moment does not.
+    pub unreachable: Option<Unreachable>,
+}
+
+/// No broker answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unreachable {
+    pub since: DateTime<Utc>,
+    pub reason: String,
 }
 
 /// A view to serve.

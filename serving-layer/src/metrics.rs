@@ -72,6 +72,7 @@ impl Serving {
         line(&mut out, "watershed_serving_ready", &[], if self.ready().is_ok() { 1.0 } else { 0.0 });
         self.view_gauges(&mut out);
         self.stream_gauges(&mut out);
+        self.archive_gauges(&mut out);
         for source in &self.inner.input.metrics {
             source.write(&mut out);
         }
@@ -124,6 +125,41 @@ impl Serving {
                     );
                 }
             }
+        }
+    }
+}
+
+const ARCHIVER: &str = "watershed_archive_archiver_state";
+const HEADROOM: &str = "watershed_archive_headroom_offsets";
+const LOST: &str = "watershed_archive_lost_offsets_total";
+const UNREACHABLE: &str = "watershed_log_unreachable";
+
+impl Serving {
+    fn archive_gauges(&self, out: &mut String) {
+        let streams = &self.inner.input.streams;
+        head(out, ARCHIVER, "gauge", "1 for the state in which the stream's archiver is.");
+        for (name, stream) in streams {
+            line(out, ARCHIVER, &[("stream", name), ("state", stream.archiver.borrow().name())], 1.0);
+        }
+        head(out, HEADROOM, "gauge", "Archived offsets that the log still has: at 0 the next ones it drops are lost.");
+        for (name, stream) in streams {
+            let now = std::sync::Arc::clone(&self.inner.answers[name].borrow());
+            let (archived, starts) = (stream.archived_until.borrow().clone(), stream.log.borrow().starts.clone());
+            for (partition, offsets) in crate::headroom::of(&now, &archived, &starts).offsets {
+                let partition = partition.to_string();
+                line(out, HEADROOM, &[("stream", name), ("partition", &partition)], offsets as f64);
+            }
+        }
+        head(out, LOST, "counter", "Offsets that the log dropped before they were archived, accepted ones included.");
+        for (name, stream) in streams {
+            let losses = stream.state.borrow().losses.clone();
+            let lost: i64 = losses.iter().map(|loss| loss.range.end.0 - loss.range.start.0).sum();
+            line(out, LOST, &[("stream", name)], lost as f64);
+        }
+        head(out, UNREACHABLE, "gauge", "1 while no broker of the stream's log answers.");
+        for (name, stream) in streams {
+            let away = stream.log.borrow().unreachable.is_some();
+            line(out, UNREACHABLE, &[("stream", name)], f64::from(u8::from(away)));
         }
     }
 }

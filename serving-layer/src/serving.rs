@@ -49,6 +49,8 @@ impl Serving {
             fronts.push(Front {
                 stream: name.clone(),
                 delta: stream.delta.watch(),
+                state: stream.state.clone(),
+                log: stream.log.clone(),
                 views: of_stream().map(|(view, v)| (view.clone(), v.register.clone())).collect(),
                 definitions: Arc::clone(&input.definitions),
                 storage: input.storage.clone(),

@@ -134,7 +134,8 @@ pub struct SealError {
 ///
 /// # Contract
 /// - `watch` never goes back: positions of joined views only grow, and what one snapshot holds, the next holds in the
-///   same or merged runs, unless it was dropped below the boundaries of the register's head.
+///   same or merged runs, unless it was dropped below the boundaries of the register's head. Only when the stream's
+///   register names offsets that were lost does the worker begin again at the cuts, without them.
 /// - `seal` ends the runs of all views where they stand, makes that boundary durable and answers it: each later
 ///   snapshot has a boundary there as long as a view's register names that cut.
 #[async_trait]

@@ -1,6 +1,7 @@
 //! The vocabulary of Watershed: what two or more layers name. It knows none of the layers.
 
 pub mod abort_point;
+pub mod archive;
 pub mod builds;
 pub mod catalog;
 pub mod clock;

@@ -181,6 +181,14 @@ impl Board {
         }
     }
 
+    /// Forgets what was read, before another start: what is shown stays until then.
+    pub(crate) fn begin_again(&mut self) {
+        self.position = None;
+        self.lines.clear();
+        self.partitions.clear();
+        self.reasons.clear();
+    }
+
     /// Starts with `lines` that were stored at `position`, or with none.
     ///
     /// The stream's position becomes the lowest at which a stored line stands, after what no register needs any more

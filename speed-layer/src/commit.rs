@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::names::RunId;
@@ -17,7 +17,7 @@ use crate::states::ViewPlan;
 use crate::store::{
     self, Change, DeltaStore, Entry, Loaded, SegmentImage, StoreError, encode_group, encode_line, encode_run,
 };
-use crate::worker::Shared;
+use crate::worker::{Commits, Losses, Shared};
 
 const REPORTER: &str = "store";
 /// Runs of a commit that is larger go in before it: they mean nothing until a manifest names them.
@@ -31,6 +31,8 @@ pub(crate) struct Committer {
     written: BTreeMap<LineKey, BTreeMap<RunId, Entry>>,
     /// Keys that mean nothing.
     stray: Vec<Vec<u8>>,
+    /// What the runs lack.
+    losses: Losses,
     /// What was committed last.
     last: Option<Summary>,
 }
@@ -54,14 +56,19 @@ struct Summary {
 
 impl Committer {
     /// Loads what the store holds and starts the board with it. What is damaged is replayed; so is everything if the
-    /// store cannot be read.
-    pub(crate) async fn restore(shared: &Shared, store: Arc<dyn DeltaStore>, plans: &Arc<Vec<ViewPlan>>) -> Self {
+    /// store cannot be read, or goes past a loss without having known of it.
+    pub(crate) async fn restore(
+        shared: &Shared,
+        store: Arc<dyn DeltaStore>,
+        plans: &Arc<Vec<ViewPlan>>,
+        losses: Losses,
+    ) -> Self {
         let stream = shared.config.name.clone();
         let work = {
             let (store, plans, stream) = (Arc::clone(&store), Arc::clone(plans), stream.clone());
             move || store::load(store.as_ref(), &stream, &plans)
         };
-        let loaded = match tokio::task::spawn_blocking(work).await {
+        let mut loaded = match tokio::task::spawn_blocking(work).await {
             Ok(Ok(loaded)) => loaded,
             Ok(Err(error)) => {
                 tracing::warn!(%stream, %error, "delta store cannot be read: replaying");
@@ -76,10 +83,15 @@ impl Committer {
             tracing::warn!(%stream, %view, %definition, %wrong, "stored delta damaged: set aside, replaying");
         }
         shared.counts.lock().damaged_images += loaded.damaged.len() as u64;
+        if loaded.goes_past_one_of(&losses) {
+            tracing::warn!(%stream, "the stored delta holds events that are lost by now: replaying from the cuts");
+            loaded.set_aside();
+        }
         let mut board = shared.board.lock();
+        board.begin_again();
         let written = start(&mut board, plans, &loaded);
         drop(board);
-        Self { store, stream, written, stray: loaded.stray, last: None }
+        Self { store, stream, written, stray: loaded.stray, losses, last: None }
     }
 
     /// Brings the store to `image`, durably. Blocks. After an error nothing is known to be written, and all is tried
@@ -112,7 +124,8 @@ impl Committer {
             encode_line(key, image(whole), fill.as_ref().map(image), &mut manifests);
             written.insert(key.clone(), entries);
         }
-        encode_group(&self.stream, &image.position, image.seals, image.event_time_max, &mut manifests);
+        let maxima = image.event_time_max;
+        encode_group(&self.stream, &image.position, image.seals, maxima, self.losses.clone(), &mut manifests);
         // What is removed comes before what is written: a stray key may be one of those.
         let mut removed: Vec<Change> = std::mem::take(&mut self.stray).into_iter().map(|key| (key, None)).collect();
         for (key, entries) in &self.written {
@@ -184,12 +197,9 @@ fn start(board: &mut Board, plans: &[ViewPlan], loaded: &Loaded) -> BTreeMap<Lin
 }
 
 /// Commits each interval, and at once when asked, until `stop`; then once more.
-pub(crate) async fn run(
-    shared: Arc<Shared>,
-    mut committer: Committer,
-    mut asked: mpsc::Receiver<oneshot::Sender<bool>>,
-    stop: CancellationToken,
-) {
+pub(crate) async fn run(shared: Arc<Shared>, mut committer: Committer, asked: Commits, stop: CancellationToken) {
+    // Nobody else listens: the one before has ended.
+    let mut asked = asked.lock().await;
     let mut waiting: Vec<oneshot::Sender<bool>> = Vec::new();
     loop {
         let mut last = false;

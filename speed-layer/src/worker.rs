@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use watershed_shared::catalog::StreamState;
 use watershed_shared::clock::Instant;
 use watershed_shared::config::StreamConfig;
 use watershed_shared::delta::{DeltaService, SealError, StreamDelta};
-use watershed_shared::offsets::{Cut, OffsetVector};
+use watershed_shared::offsets::{Cut, OffsetRange, OffsetVector, PartitionId};
 
 use crate::board::{Board, SEAL_HOLD};
 use crate::commit::{self, Committer};
@@ -108,9 +109,16 @@ pub struct SpeedWorker {
     shared: Arc<Shared>,
     plans: watch::Receiver<Arc<Vec<ViewPlan>>>,
     origins: watch::Receiver<OffsetVector>,
+    losses: Option<watch::Receiver<Arc<StreamState>>>,
     store: Arc<dyn DeltaStore>,
-    commits: mpsc::Receiver<oneshot::Sender<bool>>,
+    commits: Commits,
 }
+
+/// Who waits for a commit.
+pub(crate) type Commits = Arc<AsyncMutex<mpsc::Receiver<oneshot::Sender<bool>>>>;
+
+/// Offsets that the log dropped before they were archived.
+pub(crate) type Losses = Vec<(PartitionId, OffsetRange)>;
 
 /// The delta service of a [`SpeedWorker`], within the process.
 #[derive(Debug, Clone)]
@@ -148,7 +156,21 @@ impl SpeedWorker {
             started: CancellationToken::new(),
             stopped: CancellationToken::new(),
         };
-        Self { shared: Arc::new(shared), plans, origins, store, commits }
+        Self {
+            shared: Arc::new(shared),
+            plans,
+            origins,
+            losses: None,
+            store,
+            commits: Arc::new(AsyncMutex::new(commits)),
+        }
+    }
+
+    /// `state`: the stream's register, for its losses. With each that is new the worker begins again without what it had
+    /// read of those offsets: from what is stored if that lies before, else from the cuts.
+    #[must_use]
+    pub fn with_losses(self, state: watch::Receiver<Arc<StreamState>>) -> Self {
+        Self { losses: Some(state), ..self }
     }
 
     pub fn handle(&self) -> SpeedHandle {
@@ -160,35 +182,69 @@ impl SpeedWorker {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let shared = self.shared;
         let wanted = shutdown.run_until_cancelled(async {
-            let plans = self.plans.wait_for(|plans| !plans.is_empty()).await.ok()?.clone();
+            self.plans.wait_for(|plans| !plans.is_empty()).await.ok()?;
             // Without an origin there is nothing to read, and no position to stand at.
             self.origins.wait_for(|origins| !origins.is_empty()).await.ok()?;
-            Some(plans)
+            Some(())
         });
-        let Some(Some(plans)) = wanted.await else {
+        if !matches!(wanted.await, Some(Some(()))) {
             shared.stopped.cancel();
             return;
-        };
-        shared.board.lock().add_origins(&self.origins.borrow_and_update());
-        let committer = Committer::restore(&shared, self.store, &plans).await;
-        shared.started.cancel();
-        let stop = shutdown.child_token();
-        // Also when this future is dropped.
-        let _ends_with_this = stop.clone().drop_guard();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(named("ingest", ingest::run(Arc::clone(&shared), stop.clone())));
-        tasks.spawn(named("merges", merger::run(Arc::clone(&shared), stop.clone())));
-        tasks.spawn(named("follow", follow::run(Arc::clone(&shared), self.plans, self.origins, stop.clone())));
-        tasks.spawn(named("commits", commit::run(Arc::clone(&shared), committer, self.commits, stop.clone())));
-        while let Some(ended) = tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(stream = %shared.config.name, %error, "speed worker stopped");
-                shared.board.lock().report("worker", Some(crate::reasons::stopped(&error.to_string())));
+        }
+        while !shutdown.is_cancelled() {
+            let losses = self.losses.as_mut().map(|state| losses_of(&state.borrow_and_update())).unwrap_or_default();
+            let plans = Arc::clone(&self.plans.borrow_and_update());
+            shared.board.lock().add_origins(&self.origins.borrow_and_update());
+            let committer = Committer::restore(&shared, Arc::clone(&self.store), &plans, losses.clone()).await;
+            shared.started.cancel();
+            let stop = shutdown.child_token();
+            // Also when this future is dropped.
+            let _ends_with_this = stop.clone().drop_guard();
+            let mut tasks = JoinSet::new();
+            let (plans, origins) = (self.plans.clone(), self.origins.clone());
+            tasks.spawn(named("ingest", ingest::run(Arc::clone(&shared), stop.clone())));
+            tasks.spawn(named("merges", merger::run(Arc::clone(&shared), stop.clone())));
+            tasks.spawn(named("follow", follow::run(Arc::clone(&shared), plans, origins, stop.clone())));
+            let commits = Arc::clone(&self.commits);
+            tasks.spawn(named("commits", commit::run(Arc::clone(&shared), committer, commits, stop.clone())));
+            let mut begin_again = false;
+            loop {
+                tokio::select! {
+                    ended = tasks.join_next() => {
+                        let Some(ended) = ended else { break };
+                        if let Err(error) = ended {
+                            tracing::error!(stream = %shared.config.name, %error, "speed worker stopped");
+                            shared.board.lock().report("worker", Some(crate::reasons::stopped(&error.to_string())));
+                        }
+                        stop.cancel();
+                    }
+                    () = more_losses(&mut self.losses, &losses), if !stop.is_cancelled() => {
+                        tracing::warn!(stream = %shared.config.name, "offsets were lost: beginning again without them");
+                        begin_again = true;
+                        stop.cancel();
+                    }
+                }
             }
-            stop.cancel();
+            if !begin_again {
+                break;
+            }
         }
         shared.stopped.cancel();
     }
+}
+
+fn losses_of(state: &StreamState) -> Losses {
+    state.losses.iter().map(|loss| (loss.partition, loss.range)).collect()
+}
+
+/// Waits until the register names other losses than `known`; for ever if nobody says any more.
+async fn more_losses(state: &mut Option<watch::Receiver<Arc<StreamState>>>, known: &Losses) {
+    if let Some(state) = state
+        && state.wait_for(|state| losses_of(state) != *known).await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// A panic of one part is logged with its name, and ends the others.

@@ -4,6 +4,7 @@
 //! and begins again from the table; what it drops is still in the log.
 
 mod buffer;
+mod losses;
 mod source;
 
 #[cfg(test)]
@@ -13,17 +14,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use arrow::array::RecordBatch;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::config::ArchiveConfig;
 use watershed_shared::log;
 use watershed_shared::master::{self, AppendOutcome, Commit, MasterDataset, MasterSnapshot};
-use watershed_shared::offsets::{Offset, OffsetVector, PartitionId};
+use watershed_shared::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
+use watershed_shared::record::DecodedBatch;
 
 use buffer::Buffer;
+pub use losses::{Losses, LossesError};
 pub use source::{Reader, Source};
+pub use watershed_shared::archive::ArchiverState as State;
 
 /// How often and how much an archiver commits.
 #[derive(Debug, Clone, Copy)]
@@ -49,43 +53,17 @@ impl From<&ArchiveConfig> for Options {
     }
 }
 
-/// How an archiver does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum State {
-    /// It has not read from the table yet.
-    Starting,
-    Healthy,
-    /// Another archiver of the same stream commits; this one looks on and takes over when that one stops.
-    Standby,
-    /// It tries again by itself, for ever. Nothing is lost: the log keeps what is not archived.
-    Failing {
-        since: DateTime<Utc>,
-        error: String,
-    },
-    /// It does not go on until somebody has acted.
-    Stopped {
-        at: DateTime<Utc>,
-        error: String,
-    },
-    /// It was told to end.
-    Ended,
-}
-
-/// Why an archiver has stopped: it takes somebody to act.
+/// Why an archiver has stopped: to try again would be wrong, or of no use before the configuration is another one.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Records were dropped by the log before they were archived.
-    #[error(
-        "the log dropped records before they were archived; nothing is passed over in silence, so archiving has stopped. \
-         stream=`{stream}`, partition=`{partition}`, archived until=`{archived_until}`, log begins at=`{low}`"
-    )]
-    Lost { stream: String, partition: PartitionId, archived_until: Offset, low: Offset },
+    /// What is archived is another topic's.
     #[error("the master dataset can't be written. stream=`{stream}`")]
     Master {
         stream: String,
         #[source]
         source: Box<master::Error>,
     },
+    /// The log is another one than was archived. Going on would mix the two.
     #[error("the log can't be read. stream=`{stream}`")]
     Log {
         stream: String,
@@ -159,21 +137,39 @@ pub struct Archiver {
     options: Options,
     dataset: MasterDataset,
     source: Arc<dyn Source>,
+    losses: Arc<dyn Losses>,
     origins: OffsetVector,
     archived_until: watch::Sender<OffsetVector>,
     state: watch::Sender<State>,
     flush: watch::Receiver<OffsetVector>,
-    /// The last append failed, so that reading the table says nothing about writing it.
-    append_failed: bool,
+    /// What failed last and has not succeeded since.
+    failed: Option<Step>,
 }
+
+/// What an archiver does with the world.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// It reads the table: a success says nothing about the others.
+    Table,
+    Log,
+    Append,
+}
+
+/// After this long without an error a log from which nothing comes counts as readable again.
+const PROBATION: Duration = Duration::from_secs(2);
 
 /// How a turn of archiving ended.
 enum Turn {
     Shutdown,
     /// Another archiver has committed what this one was about to.
     Overtaken,
-    /// May go away by itself.
-    Failed(String),
+    /// It is shown, and tried again.
+    Failed,
+    /// The log begins past what is archived.
+    Lost {
+        partition: PartitionId,
+        low: Offset,
+    },
 }
 
 impl Archiver {
@@ -183,22 +179,23 @@ impl Archiver {
         options: Options,
         dataset: MasterDataset,
         source: Arc<dyn Source>,
+        losses: Arc<dyn Losses>,
         origins: OffsetVector,
     ) -> (Self, Handle) {
         let (archived_until, archived_until_receiver) = watch::channel(OffsetVector::new());
         let (state, state_receiver) = watch::channel(State::Starting);
         let (flush_sender, flush) = watch::channel(OffsetVector::new());
         let handle = Handle { archived_until: archived_until_receiver, state: state_receiver, flush: flush_sender };
-        (Self { options, dataset, source, origins, archived_until, state, flush, append_failed: false }, handle)
+        (Self { options, dataset, source, losses, origins, archived_until, state, flush, failed: None }, handle)
     }
 
     /// Archives until `shutdown`; then commits once more what it holds, unless that takes long.
     ///
-    /// Failures of the storage are waited out, for ever; [`Handle::state`] shows them. What is not archived stays in
-    /// the log.
+    /// Failures are waited out, for ever, with a growing pause; [`Handle::state`] shows them. What is not archived stays
+    /// in the log; what the log drops all the same is recorded as lost, and only then passed.
     ///
     /// # Errors
-    /// What somebody must act upon: [`Error`]. The state then is [`State::Stopped`].
+    /// What must not be tried again: [`Error`]. The state then is [`State::Stopped`].
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), Error> {
         let result = self.archive(&shutdown).await;
         self.state.send_replace(match &result {
@@ -216,7 +213,14 @@ impl Archiver {
         let mut backoff = self.options.first_backoff;
         loop {
             let before = self.archived_until.borrow().clone();
-            match self.turn(shutdown).await? {
+            let mut turn = self.turn(shutdown).await?;
+            if let Turn::Lost { partition, low } = turn {
+                turn = match self.pass(partition, low).await? {
+                    Some(failed) => failed,
+                    None => continue,
+                };
+            }
+            match turn {
                 Turn::Shutdown => return Ok(()),
                 Turn::Overtaken => {
                     self.state.send_replace(State::Standby);
@@ -224,11 +228,11 @@ impl Archiver {
                         return Ok(());
                     }
                 }
-                Turn::Failed(error) => {
+                Turn::Lost { .. } => unreachable!("what is lost has been passed, or that failed"),
+                Turn::Failed => {
                     if *self.archived_until.borrow() != before {
                         backoff = self.options.first_backoff;
                     }
-                    self.fails(error);
                     if !pause(backoff, shutdown).await {
                         return Ok(());
                     }
@@ -236,6 +240,48 @@ impl Archiver {
                 }
             }
         }
+    }
+
+    /// Records as lost what lies between the end of what is archived and the log's start, then moves the table past it,
+    /// so that it goes on. `None` when that is done.
+    async fn pass(&mut self, partition: PartitionId, low: Offset) -> Result<Option<Turn>, Error> {
+        let snapshot = match self.dataset.snapshot().await {
+            Ok(snapshot) => snapshot,
+            Err(error) => return self.master_failed(Step::Table, error).map(Some),
+        };
+        let archived = snapshot.archived_until().get(partition).or_else(|| self.origins.get(partition));
+        let archived = archived.unwrap_or(Offset(0));
+        if archived >= low {
+            // Another archiver has passed it; what failed here still has to begin anew.
+            self.losses.passed();
+            clock::sleep(self.options.first_backoff).await;
+            return Ok(None);
+        }
+        if let Err(error) = self.losses.record(partition, archived, low).await {
+            return Ok(Some(self.fails(Step::Log, true, format!("cannot record lost offsets: {}", chain(&*error)))));
+        }
+        let range = OffsetRange::new(archived, low);
+        tracing::error!(
+            stream = self.dataset.stream(), %partition, %range,
+            "the log dropped offsets before they were archived: recorded as lost"
+        );
+        let hole = DecodedBatch {
+            partition,
+            range,
+            events: RecordBatch::new_empty(Arc::clone(self.dataset.schema())),
+            dead_letters: vec![],
+            tombstones: 0,
+            ahead: 0,
+            event_time_max: None,
+        };
+        match self.dataset.append(&snapshot, &[Arc::new(hole)]).await {
+            Ok(AppendOutcome::Committed(commit)) => self.committed(&commit),
+            // The next turn sees where it stands.
+            Ok(AppendOutcome::Nothing | AppendOutcome::Conflict) => {}
+            Err(error) => return self.master_failed(Step::Append, error).map(Some),
+        }
+        self.losses.passed();
+        Ok(None)
     }
 
     /// Looks on while another archiver moves the table; `false` on shutdown.
@@ -256,7 +302,7 @@ impl Archiver {
     async fn turn(&mut self, shutdown: &CancellationToken) -> Result<Turn, Error> {
         let snapshot = match self.dataset.snapshot().await {
             Ok(snapshot) => snapshot,
-            Err(error) => return self.master_failed(error),
+            Err(error) => return self.master_failed(Step::Table, error),
         };
         self.reached(&snapshot);
         // Below its origin a partition has nothing to archive.
@@ -296,14 +342,11 @@ impl Archiver {
                 Ok(AppendOutcome::Committed(commit)) => self.committed(&commit),
                 Ok(AppendOutcome::Nothing) => {}
                 Ok(AppendOutcome::Conflict) => return Ok(Turn::Overtaken),
-                Err(error) => {
-                    self.append_failed = true;
-                    return self.master_failed(error);
-                }
+                Err(error) => return self.master_failed(Step::Append, error),
             }
             snapshot = match self.dataset.snapshot().await {
                 Ok(snapshot) => snapshot,
-                Err(error) => return self.master_failed(error),
+                Err(error) => return self.master_failed(Step::Table, error),
             };
             buffer = next;
             if let Some(error) = failed {
@@ -344,7 +387,9 @@ impl Archiver {
                     if let Err(error) = read.and_then(|batch| buffer.push(batch, Instant::now())) {
                         return Filled::Failed(error);
                     }
+                    self.read();
                 }
+                () = clock::sleep(PROBATION), if self.failed == Some(Step::Log) => self.read(),
                 () = until(deadline) => {}
             }
         }
@@ -369,15 +414,20 @@ impl Archiver {
     fn committed(&mut self, commit: &Commit) {
         let Commit { version, files, events, dead_letters, .. } = commit;
         tracing::debug!(stream = self.dataset.stream(), version, files, events, dead_letters, "archived");
-        self.append_failed = false;
         self.advance(&commit.archived_until);
         self.healthy();
     }
 
     fn reached(&mut self, snapshot: &MasterSnapshot) {
         let moved = self.advance(snapshot.archived_until());
-        self.append_failed &= !moved;
-        if !self.append_failed {
+        if moved || self.failed.is_none_or(|failed| failed == Step::Table) {
+            self.healthy();
+        }
+    }
+
+    /// Something came from the log, or nothing for so long that it counts as readable.
+    fn read(&mut self) {
+        if self.failed == Some(Step::Log) {
             self.healthy();
         }
     }
@@ -392,9 +442,10 @@ impl Archiver {
         })
     }
 
-    fn healthy(&self) {
+    fn healthy(&mut self) {
+        self.failed = None;
         self.state.send_if_modified(|state| {
-            if let State::Failing { since, .. } = state {
+            if let State::Retrying { since, .. } = state {
                 tracing::info!(stream = self.dataset.stream(), %since, "archiving goes on");
             }
             let changed = *state != State::Healthy;
@@ -403,32 +454,47 @@ impl Archiver {
         });
     }
 
-    fn fails(&self, error: String) {
+    /// Shows a failure, and logs it once. `act`: it hardly goes away before somebody has acted.
+    fn fails(&mut self, step: Step, act: bool, error: String) -> Turn {
+        self.failed = Some(step);
+        let stream = self.dataset.stream();
         self.state.send_modify(|state| match state {
-            State::Failing { error: known, .. } => *known = error,
+            State::Retrying { error: known, .. } if *known == error => {}
             _ => {
-                tracing::warn!(stream = self.dataset.stream(), error, "archiving fails, trying again");
-                *state = State::Failing { since: clock::now(), error };
+                match act {
+                    true => tracing::error!(stream, error, "archiving fails and is tried again: somebody must act"),
+                    false => tracing::warn!(stream, error, "archiving fails, trying again"),
+                }
+                let since = match state {
+                    State::Retrying { since, .. } => *since,
+                    _ => clock::now(),
+                };
+                *state = State::Retrying { since, error };
             }
         });
+        Turn::Failed
     }
 
-    fn master_failed(&self, source: master::Error) -> Result<Turn, Error> {
-        if source.is_transient() {
-            return Ok(Turn::Failed(chain(&source)));
+    fn master_failed(&mut self, step: Step, source: master::Error) -> Result<Turn, Error> {
+        if source.is_final() {
+            return Err(Error::Master { stream: self.dataset.stream().to_owned(), source: Box::new(source) });
         }
-        Err(Error::Master { stream: self.dataset.stream().to_owned(), source: Box::new(source) })
+        Ok(self.fails(step, !source.is_transient(), chain(&source)))
     }
 
-    fn log_failed(&self, source: log::Error) -> Result<Turn, Error> {
-        let stream = self.dataset.stream().to_owned();
+    fn log_failed(&mut self, source: log::Error) -> Result<Turn, Error> {
         match source {
             log::Error::Archived { .. } => Ok(Turn::Overtaken),
-            log::Error::OffsetLost { partition, wanted, low, .. } if wanted < low => {
-                Err(Error::Lost { stream, partition, archived_until: wanted, low })
+            log::Error::OffsetLost { partition, wanted, low, .. } if wanted < low => Ok(Turn::Lost { partition, low }),
+            // Another log than the archived one, or one that was cut off at its end: to go on would mix the two.
+            log::Error::TopicReplaced { .. } | log::Error::OffsetLost { .. } | log::Error::OffsetBackwards { .. } => {
+                Err(Error::Log { stream: self.dataset.stream().to_owned(), source: Box::new(source) })
             }
-            source if source.is_transient() => Ok(Turn::Failed(chain(&source))),
-            source => Err(Error::Log { stream, source: Box::new(source) }),
+            // The feed was ended to be renewed.
+            source => {
+                let act = !source.is_transient() && !matches!(source, log::Error::Shutdown);
+                Ok(self.fails(Step::Log, act, chain(&source)))
+            }
         }
     }
 }

@@ -38,6 +38,7 @@ fn stream() -> StreamConfig {
         max_ahead: Duration::from_secs(86_400),
         columns: Arc::new(Schema::new(vec![Field::new("n", DataType::Int32, true)])),
         json_columns: vec![],
+        accept_compacted: false,
         epoch_units: BTreeMap::new(),
     }
 }
@@ -146,7 +147,8 @@ impl Running {
     }
 
     fn start_with(options: Options, dataset: &MasterDataset, source: Arc<dyn Source>, points: Vec<AbortPoint>) -> Self {
-        let (archiver, handle) = Archiver::new(options, dataset.clone(), source, OffsetVector::new());
+        let (archiver, handle) =
+            Archiver::new(options, dataset.clone(), source, Arc::new(NotLost), OffsetVector::new());
         let shutdown = CancellationToken::new();
         let task = task::spawn("test archiver", scope(points, archiver.run(shutdown.clone())));
         Self { handle, shutdown, task }
@@ -172,6 +174,11 @@ async fn open(storage: &Storage) -> MasterDataset {
 
 /// Fails unless each record below `until` of both partitions stands in the tables exactly once.
 async fn check(storage: &Storage, until: i64) {
+    check_without(storage, until, 0..0).await;
+}
+
+/// As [`check`], without the records at `lost`.
+async fn check_without(storage: &Storage, until: i64, lost: std::ops::Range<i64>) {
     let dataset = open(storage).await;
     let snapshot = dataset.snapshot().await.unwrap();
     assert_eq!(*snapshot.archived_until(), [(0, until), (1, until)].into());
@@ -185,7 +192,11 @@ async fn check(storage: &Storage, until: i64) {
         }
         found.sort_unstable();
         let all = [0, 1].into_iter().flat_map(|p| (0..until).map(move |o| (p, o)));
-        assert_eq!(found, all.filter(|(_, o)| is_bad(*o) == bad).collect::<Vec<_>>(), "bad: {bad}");
+        assert_eq!(
+            found,
+            all.filter(|(_, o)| is_bad(*o) == bad && !lost.contains(o)).collect::<Vec<_>>(),
+            "bad: {bad}"
+        );
     }
 }
 
@@ -226,7 +237,8 @@ async fn below_its_origin_a_partition_has_nothing_to_archive() {
     let records = Records::until(9);
     *records.low.lock() = 9;
     let origins: OffsetVector = [(0, 9), (1, 9)].into();
-    let (archiver, handle) = Archiver::new(patient(), dataset.clone(), Arc::new(TestSource(records)), origins.clone());
+    let (archiver, handle) =
+        Archiver::new(patient(), dataset.clone(), Arc::new(TestSource(records)), Arc::new(NotLost), origins.clone());
     let shutdown = CancellationToken::new();
     let task = task::spawn("test archiver", archiver.run(shutdown.clone()));
     handle.reach(&origins).await.unwrap();
@@ -343,29 +355,163 @@ async fn a_crash_at_any_point_loses_and_repeats_nothing() {
     }
 }
 
+/// Takes losses as a register does: only after the archive has stopped in front of them.
+#[derive(Debug)]
+struct TestLosses {
+    dataset: MasterDataset,
+    found: Mutex<Vec<(i32, i64, i64)>>,
+    refusals: Mutex<u32>,
+}
+
+impl TestLosses {
+    fn new(dataset: &MasterDataset, refusals: u32) -> Arc<Self> {
+        Arc::new(Self { dataset: dataset.clone(), found: Mutex::default(), refusals: Mutex::new(refusals) })
+    }
+
+    fn found(&self) -> Vec<(i32, i64, i64)> {
+        let mut found = self.found.lock().clone();
+        found.sort_unstable();
+        found
+    }
+}
+
+#[async_trait]
+impl Losses for TestLosses {
+    async fn record(&self, partition: PartitionId, archived: Offset, low: Offset) -> Result<(), LossesError> {
+        let snapshot = self.dataset.snapshot().await?;
+        let at = snapshot.archived_until().get(partition).unwrap_or(archived);
+        assert_eq!(at, archived, "the archive has not passed what is not recorded");
+        let left = self.refusals.lock().checked_sub(1);
+        if let Some(left) = left {
+            *self.refusals.lock() = left;
+            return Err("the register does not answer".into());
+        }
+        self.found.lock().push((partition.0, archived.0, low.0));
+        Ok(())
+    }
+
+    fn passed(&self) {}
+}
+
+/// For logs that drop nothing.
+#[derive(Debug)]
+struct NotLost;
+
+#[async_trait]
+impl Losses for NotLost {
+    async fn record(&self, partition: PartitionId, archived: Offset, low: Offset) -> Result<(), LossesError> {
+        Err(format!("nothing was lost: {partition}, {archived}, {low}").into())
+    }
+
+    fn passed(&self) {}
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn lost_records_are_not_passed_over() {
+async fn lost_records_are_recorded_before_they_are_passed() {
     let storage = Storage::memory();
     let records = Records::until(30);
     let dataset = open(&storage).await;
-    // It holds 30 records when the log drops them and five more.
-    let archiver = Running::start(patient(), &dataset, Arc::new(TestSource(Arc::clone(&records))));
-    clock::sleep(Duration::from_millis(200)).await;
+    let losses = TestLosses::new(&dataset, 2);
+    let source = Arc::new(TestSource(Arc::clone(&records)));
+    let (archiver, handle) =
+        Archiver::new(quick(), dataset.clone(), source, Arc::clone(&losses) as _, OffsetVector::new());
+    let shutdown = CancellationToken::new();
+    let task = task::spawn("test archiver", archiver.run(shutdown.clone()));
+    let archiver = Running { handle, shutdown, task };
+    archiver.reach([(0, 30), (1, 30)]).await;
     *records.low.lock() = 35;
     records.grow(50);
-    let error = tokio::time::timeout(PATIENCE, archiver.task).await.unwrap().unwrap().unwrap_err();
-    let Error::Lost { archived_until, low, .. } = &error else { panic!("{error}") };
-    assert_eq!((*archived_until, *low), (Offset(30), Offset(35)));
-    assert!(matches!(&*archiver.handle.state().borrow(), State::Stopped { .. }));
-    let waiting = archiver.handle.reach(&[(0, 40)].into()).await.unwrap_err();
-    assert!(matches!(waiting.state, State::Stopped { .. }));
-    check(&storage, 30).await;
+    archiver.reach([(0, 50), (1, 50)]).await;
+    archiver.stop().await;
+    assert_eq!(losses.found(), [(0, 30, 35), (1, 30, 35)]);
+    check_without(&storage, 50, 30..35).await;
 
     // As are those that went before anything was archived, if the origin is recorded.
-    let (archiver, _handle) =
-        Archiver::new(quick(), open(&Storage::memory()).await, Arc::new(TestSource(records)), [(0, 3), (1, 35)].into());
-    let error = archiver.run(CancellationToken::new()).await.unwrap_err();
-    assert!(matches!(error, Error::Lost { archived_until: Offset(3), low: Offset(35), .. }), "{error}");
+    let storage = Storage::memory();
+    let dataset = open(&storage).await;
+    let losses = TestLosses::new(&dataset, 0);
+    let source = Arc::new(TestSource(records));
+    let origins = [(0, 3), (1, 35)].into();
+    let (archiver, handle) = Archiver::new(quick(), dataset.clone(), source, Arc::clone(&losses) as _, origins);
+    let shutdown = CancellationToken::new();
+    let task = task::spawn("test archiver", archiver.run(shutdown.clone()));
+    let archiver = Running { handle, shutdown, task };
+    archiver.reach([(0, 50), (1, 50)]).await;
+    archiver.stop().await;
+    assert_eq!(losses.found(), [(0, 3, 35)]);
+    check_without(&storage, 50, 0..35).await;
+}
+
+/// A source of which a permission is missing for the first few readers.
+#[derive(Debug)]
+struct Denied(TestSource, Mutex<u32>);
+
+struct DeniedReader;
+
+#[async_trait]
+impl Reader for DeniedReader {
+    async fn next(&mut self) -> log::Result<Arc<DecodedBatch>> {
+        let (operation, detail) = ("read".to_owned(), "topic authorization failed".to_owned());
+        Err(log::Error::Client { operation, detail })
+    }
+}
+
+impl Source for Denied {
+    fn open(&self, from: OffsetVector) -> Box<dyn Reader> {
+        let mut left = self.1.lock();
+        if *left == 0 {
+            return self.0.open(from);
+        }
+        *left -= 1;
+        Box::new(DeniedReader)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_somebody_has_to_mend_is_shown_and_tried_again() {
+    let storage = Storage::memory();
+    let source = Denied(TestSource(Records::until(30)), Mutex::new(5));
+    let options = Options { first_backoff: Duration::from_millis(50), ..quick() };
+    let archiver = Running::start(options, &open(&storage).await, Arc::new(source));
+    let mut state = archiver.handle.state();
+    let shown = state.wait_for(|s| matches!(s, State::Retrying { error, .. } if error.contains("authorization")));
+    drop(tokio::time::timeout(PATIENCE, shown).await.expect("in time").expect("it runs"));
+    archiver.reach([(0, 30), (1, 30)]).await;
+    let healthy = state.wait_for(|s| *s == State::Healthy);
+    drop(tokio::time::timeout(PATIENCE, healthy).await.expect("in time").expect("it runs"));
+    archiver.stop().await;
+    check(&storage, 30).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_was_cut_off_at_its_end_stops_the_archiver() {
+    let storage = Storage::memory();
+    let dataset = open(&storage).await;
+    let archiver = Running::start(quick(), &dataset, Arc::new(CutOff));
+    let error = tokio::time::timeout(PATIENCE, archiver.task).await.unwrap().unwrap().unwrap_err();
+    assert!(error.to_string().contains("can't be read"), "{error}");
+    let state = archiver.handle.state().borrow().clone();
+    assert!(matches!(&state, State::Stopped { error, .. } if error.contains("wanted=`50`")), "{state:?}");
+    let waiting = archiver.handle.reach(&[(0, 40)].into()).await.unwrap_err();
+    assert!(matches!(waiting.state, State::Stopped { .. }));
+}
+
+/// A log that ends before what was archived of it.
+#[derive(Debug)]
+struct CutOff;
+
+#[async_trait]
+impl Reader for CutOff {
+    async fn next(&mut self) -> log::Result<Arc<DecodedBatch>> {
+        let (topic, partition) = ("numbers".to_owned(), PartitionId(0));
+        Err(log::Error::OffsetLost { topic, partition, wanted: Offset(50), low: Offset(0), high: Offset(40) })
+    }
+}
+
+impl Source for CutOff {
+    fn open(&self, _: OffsetVector) -> Box<dyn Reader> {
+        Box::new(Self)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -71,13 +71,14 @@ pub(super) fn plan(head: &ViewState, mode: BuildMode, base: Option<GenerationId>
 }
 
 impl BuildPlan {
-    pub(super) fn dry_run(&self, cut: Cut, archived_until: &OffsetVector) -> DryRun {
+    /// `from`: the base's cut, with the origins of the partitions that it does not name.
+    pub(super) fn dry_run(&self, from: &Cut, cut: Cut, archived_until: &OffsetVector) -> DryRun {
         DryRun {
             mode: self.mode,
             definition: self.definition.hash.clone(),
             base: self.base,
             base_cut: self.base_cut.clone(),
-            offsets_to_read: offsets_between(&self.base_cut, &cut),
+            offsets_to_read: offsets_between(from, &cut),
             cut,
             archived_until: archived_until.clone(),
         }

@@ -158,7 +158,7 @@ async fn claim(inner: &Inner, target: &BuildTarget, status: &mut BuildStatus) ->
     status.definition = Some(plan.definition.hash.clone());
     status.base = plan.base;
     status.cut = Some(cut.clone());
-    status.progress.events_total = decide::offsets_between(&plan.base_cut, &cut);
+    status.progress.events_total = decide::offsets_between(&target.with_origins(&plan.base_cut), &cut);
     inner.history.record(status).await;
     Ok((plan, cut))
 }
@@ -185,9 +185,10 @@ async fn wait_for_archiver(
     let deadline = clock::Instant::now() + inner.settings.archive_wait;
     loop {
         let archived = target.master.snapshot().await.map_err(failed("open the master dataset"))?;
-        // A partition whose cut is its log's start has nothing to archive and may be absent there.
-        let missing: Vec<_> =
-            cut.iter().filter(|(p, next)| archived.archived_until().get(*p).unwrap_or(Offset(0)) < *next).collect();
+        // A partition whose cut is its origin has nothing to archive and may be absent there.
+        let reached = target.with_origins(archived.archived_until());
+        let at = |p| reached.get(p).unwrap_or(Offset(0));
+        let missing: Vec<_> = cut.iter().filter(|(p, next)| at(*p) < *next).collect();
         if missing.is_empty() {
             return Ok(());
         }
@@ -196,7 +197,7 @@ async fn wait_for_archiver(
             return Err(Stopped::Failed(format!(
                 "the archiver did not reach the cut within archive_wait ({:?}): partition {partition} is archived until {}, the cut is {next}",
                 inner.settings.archive_wait,
-                archived.archived_until().get(partition).unwrap_or(Offset(0)),
+                at(partition),
             )));
         }
         target.archive.flush_to(cut);

@@ -61,13 +61,14 @@ pub(super) async fn write_runs(
         // Its generation is its cut: rows below it are served from the master dataset.
         return Ok(Written { runs, events: 0 });
     }
-    let coverage = coverage_between(&plan.base_cut, cut);
+    // SUBTLE: with the origins, since of a partition that stands at its origin nothing need be archived.
+    let from = target.with_origins(&plan.base_cut);
+    let coverage = coverage_between(&from, cut);
     if coverage.is_empty() && !runs.is_empty() {
         return Ok(Written { runs, events: 0 });
     }
     let context = context(inner)?;
-    let from = plan.base.is_some().then_some(&plan.base_cut);
-    let events = snapshot.scan(from, cut)?;
+    let events = snapshot.scan(Some(&from), cut)?;
     let (states, errors) = compiled.state_plan(events)?;
     let written = write(inner, target, &context, states, compiled, &plan.definition, coverage, Some(status)).await?;
     let (mut run, events) = written;

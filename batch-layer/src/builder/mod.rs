@@ -7,11 +7,14 @@ mod decide;
 mod execute;
 mod files;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
@@ -22,6 +25,7 @@ use watershed_shared::definitions::Definitions;
 use watershed_shared::delta::DeltaService;
 use watershed_shared::master::MasterDataset;
 use watershed_shared::names::{BuildId, GenerationId};
+use watershed_shared::offsets::{Cut, OffsetVector};
 use watershed_shared::register::Register;
 use watershed_shared::storage::Storage;
 use watershed_shared::task;
@@ -44,6 +48,15 @@ pub struct BuildTarget {
     pub delta: Option<Arc<dyn DeltaService>>,
     /// Asked to commit soon when a build waits for its cut.
     pub archive: archiver::Handle,
+    /// Per partition the log's start when the stream was first seen: below it there is nothing to archive or to read.
+    pub origins: watch::Receiver<OffsetVector>,
+}
+
+impl BuildTarget {
+    /// `cut`, with the origin of each partition that it does not name.
+    fn with_origins(&self, cut: &Cut) -> Cut {
+        self.origins.borrow().join(cut)
+    }
 }
 
 /// Why a build was not started, or cannot be stopped.
@@ -230,7 +243,7 @@ impl Builder {
         let archived = target.master.snapshot().await.map_err(|e| RequestError::Register(e.to_string()))?;
         let reached = target.delta.as_ref().map(|d| d.watch().borrow().position.clone()).unwrap_or_default();
         let cut = reached.join(archived.archived_until()).join(&plan.base_cut);
-        Ok(plan.dry_run(cut, archived.archived_until()))
+        Ok(plan.dry_run(&target.with_origins(&plan.base_cut), cut, archived.archived_until()))
     }
 
     /// Stops a build of this process; it ends as `cancelled` unless it has been published already.

@@ -1,5 +1,6 @@
 //! One command, one file.
 
+pub(crate) mod accept_loss;
 pub(crate) mod activate;
 pub(crate) mod cancel;
 pub(crate) mod check;
@@ -41,6 +42,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Diff(args) => diff::run(&args, &Client::new(&platform)?, format).await,
         Command::Activate(args) => activate::run(&args, &Client::new(&platform)?, format).await,
         Command::Verify(args) => verify::run(&args, &Client::new(&platform)?, format).await,
+        Command::AcceptLoss(args) => accept_loss::run(&args, &Client::new(&platform)?, format).await,
         Command::Status => status::run(&Client::new(&platform)?, format).await,
     }
 }

@@ -17,16 +17,19 @@ fn render(status: &Json) -> String {
         None => "ready\n".to_owned(),
     };
     let streams = rows(status, "streams", |stream| {
-        let archived = stream.get("archive").and_then(|a| a.get("archived_until"));
+        let archive = |name| stream.get("archive").and_then(|a| a.get(name));
         vec![
             ("stream", field(stream, "name")),
             ("topic", field(stream, "topic")),
-            ("archived until", offsets(archived)),
+            ("archived until", offsets(archive("archived_until"))),
             ("position", offsets(stream.get("position"))),
             ("log end", offsets(stream.get("log_end"))),
             ("dead letters", field(stream, "dead_letters")),
             ("late", field(stream, "late")),
-            ("trouble", reasons(stream)),
+            ("archiver", archiver(stream)),
+            ("headroom", offsets(archive("headroom"))),
+            ("losses", losses(stream)),
+            ("trouble", trouble(stream)),
         ]
     });
     let views = rows(status, "views", |view| {
@@ -66,6 +69,37 @@ fn field(of: &Json, name: &str) -> Json {
 fn offsets(vector: Option<&Json>) -> Json {
     let Some(Json::Object(members)) = vector else { return Json::Null };
     Json::Text(members.iter().map(|(p, o)| format!("{p}: {o}")).collect::<Vec<_>>().join(", "))
+}
+
+/// `retrying since …: why`, or one word.
+fn archiver(stream: &Json) -> Json {
+    let text = |name| stream.get("archiver").and_then(|a| a.get(name)).and_then(Json::text);
+    let Some(state) = text("state") else { return Json::Null };
+    let since = text("since").or_else(|| text("at")).map(|at| format!(" since {at}")).unwrap_or_default();
+    let error = text("error").map(|error| format!(": {error}")).unwrap_or_default();
+    Json::Text(format!("{state}{since}{error}"))
+}
+
+/// `0: [100, 250) accepted`.
+fn losses(stream: &Json) -> Json {
+    let list = stream.get("losses").and_then(Json::list).unwrap_or_default();
+    let one = |loss: &Json| {
+        let field = |name| loss.get(name).map(ToString::to_string).unwrap_or_default();
+        let accepted = if field("accepted") == "true" { " accepted" } else { "" };
+        format!("{}: [{}, {}){accepted}", field("partition"), field("from"), field("to"))
+    };
+    let list: Vec<_> = list.iter().map(one).collect();
+    if list.is_empty() { Json::Null } else { Json::Text(list.join(", ")) }
+}
+
+/// The reasons of its answers, and what is going to be one.
+fn trouble(stream: &Json) -> Json {
+    let alarm = stream.get("archive").and_then(|a| a.get("alarm")).and_then(Json::text);
+    match (reasons(stream), alarm) {
+        (Json::Text(reasons), Some(alarm)) => Json::Text(format!("{reasons}; {alarm}")),
+        (Json::Null, Some(alarm)) => Json::Text(alarm.to_owned()),
+        (reasons, _) => reasons,
+    }
 }
 
 fn reasons(of: &Json) -> Json {

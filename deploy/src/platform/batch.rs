@@ -34,6 +34,7 @@ pub(super) async fn start_builds(
             master: stream.master.clone(),
             delta: Some(Arc::clone(&stream.delta)),
             archive: stream.archive.clone(),
+            origins: stream.origins.clone(),
         }
     });
     let builder = Builder::new(BuilderOptions {

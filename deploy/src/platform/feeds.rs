@@ -1,15 +1,172 @@
-//! What a stream's feed needs of the master dataset, and the archiver of the feed.
+//! A stream's shared feed, which is renewed when it fails; and what it needs of the master dataset.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 use watershed_batch_layer::archiver;
-use watershed_shared::log::{self, Seed, Seeds, SeedsError, StreamFeed};
+use watershed_serving_layer::{LogStatus, Unreachable};
+use watershed_shared::clock::{self, Instant};
+use watershed_shared::config::StreamConfig;
+use watershed_shared::log::{FeedOptions, Health, LogClient, Seed, Seeds, SeedsError, StreamFeed};
 use watershed_shared::master::MasterDataset;
 use watershed_shared::offsets::{OffsetVector, PartitionId};
-use watershed_shared::record::DecodedBatch;
+
+/// Before a failed feed is renewed, at first; it doubles up to [`MAX_BACKOFF`].
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// A feed that has lived this long had been started rightly: the pause begins anew.
+const GOOD_LIFE: Duration = Duration::from_secs(60);
+
+/// What every feed of a stream is made from.
+struct Maker {
+    client: LogClient,
+    config: StreamConfig,
+    seeds: Arc<dyn Seeds>,
+    options: FeedOptions,
+    stop: CancellationToken,
+}
+
+/// The feed of a stream as it is now. An error ends a feed for good; then another one takes its place.
+pub(super) struct Feeds {
+    maker: Maker,
+    sender: watch::Sender<StreamFeed>,
+    /// Ends the present feed.
+    present: Mutex<CancellationToken>,
+}
+
+impl std::fmt::Debug for Feeds {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Feeds").field("stream", &self.maker.config.name).finish_non_exhaustive()
+    }
+}
+
+impl Maker {
+    fn make(&self) -> (StreamFeed, CancellationToken) {
+        let stop = self.stop.child_token();
+        let (client, config, seeds) = (self.client.clone(), self.config.clone(), Arc::clone(&self.seeds));
+        (StreamFeed::start(client, config, seeds, self.options.clone(), stop.clone()), stop)
+    }
+}
+
+impl Feeds {
+    /// Feeds of the topic with the id that `options` name; `stop` ends them.
+    pub(super) fn start(
+        client: LogClient,
+        config: StreamConfig,
+        seeds: Arc<dyn Seeds>,
+        options: FeedOptions,
+        stop: CancellationToken,
+    ) -> Self {
+        let maker = Maker { client, config, seeds, options, stop };
+        let (first, present) = maker.make();
+        Self { maker, sender: watch::Sender::new(first), present: Mutex::new(present) }
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<StreamFeed> {
+        self.sender.subscribe()
+    }
+
+    /// Ends the present feed with all its readers; the next one comes with [`renew`](Self::renew), or after a pause.
+    pub(super) fn end(&self) {
+        self.present.lock().cancel();
+    }
+
+    /// Puts another feed in the place of the present one.
+    pub(super) fn renew(&self) {
+        let mut present = self.present.lock();
+        present.cancel();
+        let (feed, stop) = self.maker.make();
+        *present = stop;
+        self.sender.send_replace(feed);
+    }
+
+    /// Renews feeds that fail, until the stop.
+    pub(super) async fn keep(self: Arc<Self>) {
+        let stream = &self.maker.config.name;
+        let mut feeds = self.watch();
+        let mut backoff = FIRST_BACKOFF;
+        let mut said = String::new();
+        loop {
+            let feed = feeds.borrow_and_update().clone();
+            let started = Instant::now();
+            let error = tokio::select! {
+                () = self.maker.stop.cancelled() => return,
+                _ = feeds.changed() => continue,
+                error = feed.ended() => error,
+            };
+            if started.elapsed() > GOOD_LIFE {
+                backoff = FIRST_BACKOFF;
+            }
+            // Once, not at each attempt.
+            if std::mem::replace(&mut said, error.to_string()) != said {
+                warn!(stream, %error, "reading the log failed, and is tried again");
+            }
+            tokio::select! {
+                () = self.maker.stop.cancelled() => return,
+                // Somebody else was quicker.
+                _ = feeds.changed() => continue,
+                () = clock::sleep(backoff) => {}
+            }
+            backoff = (backoff * 2).min(MAX_BACKOFF);
+            self.renew();
+        }
+    }
+}
+
+/// The log counts as unreachable after this long without it: brokers restart.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Feeds {
+    /// Notes in `log` since when no broker answers, until the stop.
+    pub(super) async fn watch_health(self: Arc<Self>, log: Arc<watch::Sender<LogStatus>>) {
+        let mut feeds = self.watch();
+        let mut away: Option<(Instant, DateTime<Utc>)> = None;
+        loop {
+            let mut health = feeds.borrow_and_update().health();
+            loop {
+                let now = health.borrow_and_update().clone();
+                let unreachable = match now {
+                    Health::Connected => {
+                        away = None;
+                        None
+                    }
+                    Health::Disconnected { reason } => {
+                        let (at, since) = *away.get_or_insert_with(|| (Instant::now(), clock::now()));
+                        (at.elapsed() >= PATIENCE).then_some(Unreachable { since, reason })
+                    }
+                };
+                log.send_if_modified(|log| {
+                    let changed = log.unreachable != unreachable;
+                    log.unreachable = unreachable;
+                    changed
+                });
+                tokio::select! {
+                    () = self.maker.stop.cancelled() => return,
+                    _ = feeds.changed() => break,
+                    changed = health.changed() => if changed.is_err() { break },
+                    () = clock::sleep(PATIENCE), if away.is_some() => {}
+                }
+            }
+        }
+    }
+}
+
+/// The archiver's batches come from the stream's feed.
+#[derive(Debug)]
+pub(super) struct FeedSource(pub(super) watch::Receiver<StreamFeed>);
+
+impl archiver::Source for FeedSource {
+    fn open(&self, from: OffsetVector) -> Box<dyn archiver::Reader> {
+        archiver::Source::open(&*self.0.borrow(), from)
+    }
+}
 
 /// Where decoding begins: behind what is archived, else at the recorded origin.
 pub(super) struct Archived {
@@ -27,24 +184,5 @@ impl Seeds for Archived {
             origins.iter().map(|(p, o)| (p, Seed { archived_until: o, event_time_max: None })).collect();
         seeds.extend(archived);
         Ok(seeds)
-    }
-}
-
-/// The archiver's batches come from the stream's shared feed.
-#[derive(Debug)]
-pub(super) struct FeedSource(pub(super) StreamFeed);
-
-impl archiver::Source for FeedSource {
-    fn open(&self, from: OffsetVector) -> Box<dyn archiver::Reader> {
-        Box::new(FeedBatches(self.0.reader(from)))
-    }
-}
-
-struct FeedBatches(log::FeedReader);
-
-#[async_trait]
-impl archiver::Reader for FeedBatches {
-    async fn next(&mut self) -> log::Result<Arc<DecodedBatch>> {
-        self.0.next().await
     }
 }

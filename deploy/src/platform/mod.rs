@@ -2,8 +2,10 @@
 
 mod batch;
 mod feeds;
+mod losses;
 mod partitions;
 mod plans;
+mod register;
 mod serving;
 mod stages;
 mod stream;

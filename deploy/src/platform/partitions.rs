@@ -1,64 +1,130 @@
 //! The partitions of a stream's topic, with the log's start of the moment in which each was first seen.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
+use watershed_serving_layer::LogStatus;
 use watershed_shared::catalog::{Rejected, StreamEvent, StreamState};
 use watershed_shared::clock;
 use watershed_shared::config::StreamConfig;
-use watershed_shared::log::LogClient;
+use watershed_shared::log::{self, LogClient};
 use watershed_shared::offsets::OffsetVector;
 use watershed_shared::register::Register;
 
-/// How often a topic is looked at for new partitions.
+/// How often a topic is looked at for new partitions, and for what it has dropped.
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Records partitions that are seen for the first time, with the log's start of this moment. Answers all origins.
-pub(super) async fn see_partitions(
+/// A topic as it was seen, or as the stream's register has it.
+#[derive(Debug)]
+pub(super) struct Seen {
+    /// The one that the stream was declared with.
+    pub(super) topic_id: Option<String>,
+    pub(super) origins: OffsetVector,
+    /// The log's start of now; empty if the topic is not there.
+    pub(super) starts: OffsetVector,
+}
+
+/// Looks at the topic, and creates it for a stream that has not seen it yet.
+///
+/// A topic that is gone, or another one by now, stops its stream but not the others: the answers say so, and the
+/// register says where the stream stands.
+///
+/// # Errors
+/// If the cluster does not answer, or refuses.
+pub(super) async fn open_topic(
     client: &LogClient,
     config: &StreamConfig,
     register: &Register<StreamState>,
-) -> Result<OffsetVector> {
+) -> Result<Seen> {
+    let known = register.state().await.with_context(|| format!("read the register of stream `{}`", config.name))?;
+    if known.topic_id.is_none() {
+        client.ensure_topic(config).await?;
+    }
+    if !config.accept_compacted && client.is_compacted(&config.topic).await? == Some(true) {
+        bail!(
+            "topic `{topic}` has cleanup.policy=compact: its log drops records of any age, so that what is not archived in \
+             time is missing, and nothing tells so. Set the topic's cleanup.policy to delete, or `accept_compacted = true` \
+             under [stream.{stream}]",
+            topic = config.topic,
+            stream = config.name,
+        );
+    }
+    match see_partitions(client, config, register).await {
+        Ok(seen) => Ok(seen),
+        Err(stopped) if known.topic_id.is_some() && is_another_topic(&stopped) => {
+            error!(stream = %config.name, error = format!("{stopped:#}"), "the stream stands still");
+            Ok(Seen { topic_id: known.topic_id, origins: known.origins, starts: OffsetVector::new() })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn is_another_topic(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref();
+    matches!(error, Some(log::Error::TopicReplaced { .. } | log::Error::UnknownTopic { .. }))
+}
+
+/// Records partitions that are seen for the first time, with the log's start of this moment.
+async fn see_partitions(client: &LogClient, config: &StreamConfig, register: &Register<StreamState>) -> Result<Seen> {
     let topic = client.topic(&config.topic).await?;
-    let lows: OffsetVector =
+    let starts: OffsetVector =
         client.watermarks(&config.topic).await?.into_iter().map(|(p, (low, _))| (p, low)).collect();
+    let mut replaced = None;
     let decided = register
         .update(|state: &StreamState| {
             let event = StreamEvent::Seen {
                 topic: config.topic.clone(),
                 topic_id: topic.topic_id.clone(),
-                origins: lows.clone(),
+                origins: starts.clone(),
             };
-            let next = state.apply(&event)?;
+            let next = match state.apply(&event) {
+                Err(Rejected::TopicReplaced { recorded, found }) => {
+                    replaced =
+                        Some(log::Error::TopicReplaced { topic: config.topic.clone(), expected: recorded, found });
+                    return Ok(None);
+                }
+                applied => applied?,
+            };
             Ok::<_, Rejected>((next != *state).then_some(event))
         })
         .await
         .with_context(|| format!("record the origins of stream `{}`", config.name))?;
-    let origins = decided.record().map(|r| r.state.origins.clone());
-    origins.context("a stream whose topic has partitions has a record of them")
+    if let Some(replaced) = replaced {
+        return Err(replaced.into());
+    }
+    let state = decided.record().context("a stream whose topic has partitions has a record of them")?;
+    let StreamState { topic_id, origins, .. } = state.state.clone();
+    Ok(Seen { topic_id, origins, starts })
 }
 
-/// Looks for new partitions until `stop`.
+/// Looks for new partitions and for the log's start, until `stop`.
 pub(super) async fn follow_partitions(
     client: LogClient,
     config: StreamConfig,
     register: Register<StreamState>,
     origins: watch::Sender<OffsetVector>,
+    log: Arc<watch::Sender<LogStatus>>,
     stop: CancellationToken,
 ) {
     while stop.run_until_cancelled(clock::sleep(PARTITIONS_INTERVAL)).await.is_some() {
         match see_partitions(&client, &config, &register).await {
             Ok(seen) => {
                 origins.send_if_modified(|known| {
-                    let more = *known != seen;
-                    *known = seen;
+                    let more = *known != seen.origins;
+                    *known = seen.origins;
                     more
                 });
+                log.send_if_modified(|log| {
+                    let moved = log.starts != seen.starts;
+                    log.starts = seen.starts;
+                    moved
+                });
             }
-            Err(error) => warn!(stream = %config.name, error = format!("{error:#}"), "cannot look for new partitions"),
+            Err(error) => warn!(stream = %config.name, error = format!("{error:#}"), "cannot look at the topic"),
         }
     }
 }

@@ -32,8 +32,19 @@ pub(super) async fn start_serving(
 ) -> Result<SocketAddr> {
     let topics = streams.values().map(|s| (s.config.name.clone(), s.config.topic.clone())).collect();
     let ingest = LogIngest { producer: Producer::new(&parts.client)?, topics };
-    let stream_inputs =
-        streams.into_iter().map(|(name, s)| (name, StreamInput { config: s.config, delta: s.delta, master: s.master }));
+    let stream_inputs = streams.into_iter().map(|(name, s)| {
+        let input = StreamInput {
+            config: s.config,
+            delta: s.delta,
+            master: s.master,
+            register: s.register,
+            state: s.state,
+            archiver: s.archive.state(),
+            archived_until: s.archive.archived_until(),
+            log: s.log,
+        };
+        (name, input)
+    });
     let view_inputs =
         views.into_iter().map(|(name, v)| (name, ViewInput { config: v.config, stream: v.stream, register: v.state }));
     let serving = Serving::new(ServingInput {

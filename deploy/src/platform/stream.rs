@@ -8,20 +8,23 @@ use anyhow::Result;
 use tokio::sync::watch;
 use watershed_batch_layer::archiver::{self, Archiver};
 use watershed_batch_layer::compaction::{self, Compactor};
+use watershed_serving_layer::LogStatus;
 use watershed_shared::catalog::StreamState;
 use watershed_shared::config::StreamConfig;
 use watershed_shared::delta::DeltaService;
-use watershed_shared::log::{FeedOptions, StreamFeed};
+use watershed_shared::log::FeedOptions;
 use watershed_shared::master::MasterDataset;
-use watershed_shared::offsets::Cut;
+use watershed_shared::offsets::{Cut, OffsetVector};
 use watershed_shared::register::Register;
 use watershed_shared::{clock, task};
 use watershed_speed_layer::{self as speed, LogAndArchive, SledStore, SpeedWorker};
 
 use super::Parts;
-use super::feeds::{Archived, FeedSource};
-use super::partitions::{follow_partitions, see_partitions};
+use super::feeds::{Archived, FeedSource, Feeds};
+use super::losses::RecordedLosses;
+use super::partitions::{follow_partitions, open_topic};
 use super::plans::follow_plans;
+use super::register::follow;
 use super::stages::{Shutdown, Stage};
 use super::view::View;
 
@@ -37,6 +40,11 @@ pub(super) struct Stream {
     pub(super) master: MasterDataset,
     pub(super) archive: archiver::Handle,
     pub(super) delta: Arc<dyn DeltaService>,
+    pub(super) origins: watch::Receiver<OffsetVector>,
+    pub(super) register: Register<StreamState>,
+    /// The state of the register's head.
+    pub(super) state: watch::Receiver<Arc<StreamState>>,
+    pub(super) log: watch::Receiver<LogStatus>,
 }
 
 impl Stream {
@@ -46,30 +54,38 @@ impl Stream {
         views: &BTreeMap<String, View>,
         shutdown: &mut Shutdown,
     ) -> Result<Self> {
-        let topic = parts.client.ensure_topic(config).await?;
         let register = Register::<StreamState>::open(&parts.storage, STREAMS, &config.name);
-        let origins = see_partitions(&parts.client, config, &register).await?;
-        let topic_id = topic.topic_id.as_deref();
+        let seen = open_topic(&parts.client, config, &register).await?;
+        let topic_id = seen.topic_id.as_deref();
         let master = MasterDataset::open_for_topic(&parts.storage, config, topic_id).await?;
         let stage = shutdown.stage();
-        let (origins_sender, origins) = watch::channel(origins);
-        let follow =
-            follow_partitions(parts.client.clone(), config.clone(), register, origins_sender, stage.stop.clone());
-        stage.tasks.push(task::spawn("follow partitions", follow));
-
-        let seeds = Arc::new(Archived { master: master.clone(), origins: origins.clone() });
-        let feed = StreamFeed::start(
+        let state = follow(&register, stage).await?;
+        let (origins_sender, origins) = watch::channel(seen.origins);
+        let log = Arc::new(watch::Sender::new(LogStatus { starts: seen.starts, unreachable: None }));
+        let looking = follow_partitions(
             parts.client.clone(),
             config.clone(),
-            seeds,
-            FeedOptions::new(parts.config.speed.window_bytes),
+            register.clone(),
+            origins_sender,
+            Arc::clone(&log),
             stage.stop.clone(),
         );
+        stage.tasks.push(task::spawn("follow partitions", looking));
+
+        let seeds = Arc::new(Archived { master: master.clone(), origins: origins.clone() });
+        let mut options = FeedOptions::new(parts.config.speed.window_bytes);
+        options.raw.topic_id.clone_from(&seen.topic_id);
+        let stop = stage.stop.clone();
+        let feeds = Arc::new(Feeds::start(parts.client.clone(), config.clone(), seeds, options, stop));
+        stage.tasks.push(task::spawn("keep feed", Arc::clone(&feeds).keep()));
+        stage.tasks.push(task::spawn("watch the log", Arc::clone(&feeds).watch_health(Arc::clone(&log))));
 
         let stage = shutdown.stage();
         let options = archiver::Options::from(&parts.config.archive);
-        let source = Arc::new(FeedSource(feed.clone()));
-        let (archiver, archive) = Archiver::new(options, master.clone(), source, origins.borrow().clone());
+        let source = Arc::new(FeedSource(feeds.watch()));
+        let losses =
+            Arc::new(RecordedLosses { register: register.clone(), state: state.clone(), feeds: Arc::clone(&feeds) });
+        let (archiver, archive) = Archiver::new(options, master.clone(), source, losses, origins.borrow().clone());
         let stop = stage.stop.clone();
         stage.tasks.push(task::spawn("archiver", async move {
             // What ends it has been logged, and shows in its state; answers go on from the speed layer.
@@ -83,14 +99,14 @@ impl Stream {
         let plans = follow_plans(&config.name, views, &parts.definitions, stage).await;
         let path = parts.config.data_dir.join("delta").join(&config.name);
         let store = tokio::task::spawn_blocking(move || SledStore::open(&path)).await??;
-        let (_, feeds) = watch::channel(feed);
-        let events = Arc::new(LogAndArchive::new(config.clone(), feeds, master.clone()));
+        let events = Arc::new(LogAndArchive::new(config.clone(), feeds.watch(), master.clone()));
         let options =
             speed::Options { commit_interval: parts.config.speed.commit_interval, ..speed::Options::default() };
-        let worker = SpeedWorker::new(config.clone(), plans, origins, events, Arc::new(store), options);
+        let worker = SpeedWorker::new(config.clone(), plans, origins.clone(), events, Arc::new(store), options)
+            .with_losses(state.clone());
         let delta: Arc<dyn DeltaService> = Arc::new(worker.handle());
         stage.tasks.push(task::spawn("speed worker", worker.run(stage.stop.clone())));
-        Ok(Self { config: config.clone(), master, archive, delta })
+        Ok(Self { config: config.clone(), master, archive, delta, origins, register, state, log: log.subscribe() })
     }
 }
 

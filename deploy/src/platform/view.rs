@@ -2,24 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use tokio::sync::watch;
 use tracing::warn;
 use watershed_shared::catalog::{Rejected, ViewEvent, ViewState};
 use watershed_shared::config::ViewConfig;
-use watershed_shared::register::{Record, Register};
-use watershed_shared::task;
+use watershed_shared::register::Register;
 use watershed_shared::view::DimensionTable;
 
 use super::Parts;
+use super::register::follow;
 use super::stages::Stage;
 
 /// The kind of register.
 const VIEWS: &str = "views";
-/// How often it is looked at for records of other processes; own records are seen at once.
-const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What a view's register says, as it moves on.
 #[derive(Debug)]
@@ -60,18 +57,7 @@ impl View {
                 "the configured definition was superseded earlier and does not come back by itself: activate one of its generations"
             );
         }
-        let mut records = register.watch(FOLLOW_INTERVAL).await.with_context(|| format!("follow view `{name}`"))?;
-        let (sender, state) = watch::channel(Arc::new(state_of(records.borrow_and_update().as_deref())));
-        let stop = stage.stop.clone();
-        stage.tasks.push(task::spawn("follow view", async move {
-            while let Some(Ok(())) = stop.run_until_cancelled(records.changed()).await {
-                sender.send_replace(Arc::new(state_of(records.borrow_and_update().as_deref())));
-            }
-        }));
+        let state = follow(&register, stage).await.with_context(|| format!("follow view `{name}`"))?;
         Ok(Self { config: config.clone(), stream: definition.stream, register, state })
     }
-}
-
-fn state_of(record: Option<&Record<ViewState>>) -> ViewState {
-    record.map(|r| r.state.clone()).unwrap_or_default()
 }

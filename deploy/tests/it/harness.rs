@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use watershed_shared::clock::Instant;
@@ -20,9 +22,10 @@ const START_PATIENCE: Duration = Duration::from_secs(60);
 
 /// The embedded broker in the test's own process, so that it outlives the platform that is killed.
 pub(crate) struct Broker {
-    _broker: EmbeddedBroker,
-    _runtime: Runtime,
-    _dir: tempfile::TempDir,
+    /// `None` while it is stopped.
+    broker: Option<EmbeddedBroker>,
+    runtime: Runtime,
+    dir: tempfile::TempDir,
     bootstrap_servers: String,
 }
 
@@ -33,11 +36,46 @@ impl Broker {
         let listen = "127.0.0.1:0".parse().expect("an address");
         let broker = runtime.block_on(EmbeddedBroker::start(dir.path(), listen)).expect("the broker starts");
         let bootstrap_servers = broker.bootstrap_servers().to_owned();
-        Self { _broker: broker, _runtime: runtime, _dir: dir, bootstrap_servers }
+        Self { broker: Some(broker), runtime, dir, bootstrap_servers }
     }
 
     pub(crate) fn bootstrap_servers(&self) -> &str {
         &self.bootstrap_servers
+    }
+
+    /// Goes away, with all connections.
+    pub(crate) fn stop(&mut self) {
+        self.runtime.block_on(self.broker.take().expect("it runs").stop());
+    }
+
+    /// Comes back at the same address, with all that it has.
+    pub(crate) fn start_again(&mut self) {
+        let listen = self.bootstrap_servers.parse().expect("an address");
+        let broker = self.runtime.block_on(EmbeddedBroker::start(self.dir.path(), listen));
+        self.broker = Some(broker.expect("the broker starts"));
+    }
+
+    /// Drops what lies before `starts`, as a log does whose retention is over. The broker has no request for that, so it
+    /// is done in its file while it is away. One record of each partition must be left: it says where the log begins.
+    pub(crate) fn drop_before(&mut self, topic: &str, starts: &BTreeMap<i32, i64>) {
+        const DROP: &str = r#"
+import json, sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+for partition, start in json.loads(sys.argv[3]).items():
+    dropped = db.execute("""delete from record where offset_id < ? and topition in (
+        select p.id from topition p join topic t on p.topic = t.id where t.name = ? and p.partition = ?)""",
+        (start, sys.argv[2], int(partition))).rowcount
+    assert dropped > 0, (partition, start)
+db.commit()
+"#;
+        self.stop();
+        let starts = serde_json::to_string(starts).expect("a map serializes");
+        let python = std::env::var("WATERSHED_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
+        let file = self.dir.path().join("broker/log.sqlite");
+        let done = Command::new(python).args(["-c", DROP]).arg(&file).args([topic, &starts]).output();
+        let done = done.expect("Python 3 is there");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        self.start_again();
     }
 }
 
@@ -74,6 +112,36 @@ impl Running {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Starts a program that refuses to run; answers what it says.
+    pub(crate) fn refused(config: &str, dir: &Path) -> String {
+        let mut running = Self::spawn(config, dir, &[]);
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            if let Some(status) = running.child.try_wait().expect("the process can be waited for") {
+                assert_eq!(status.code(), Some(1), "{}", running.log());
+                // What it said last may still be on its way.
+                while !running.log().contains("error: ") && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                return running.log();
+            }
+            assert!(Instant::now() < deadline, "the program runs:\n{}", running.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Starts the program and waits until it answers, though it may not become ready.
+    pub(crate) fn start_unready(config: &str, dir: &Path) -> Self {
+        let mut running = Self::spawn(config, dir, &[]);
+        let deadline = Instant::now() + START_PATIENCE;
+        while !(running.client.discover(dir) && running.client.get("/healthz").0 == 200) {
+            let ended = running.child.try_wait().expect("the process can be waited for");
+            assert!(ended.is_none() && Instant::now() < deadline, "does not answer: {ended:?}\n{}", running.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        running
     }
 
     fn spawn(config: &str, dir: &Path, env: &[(&str, &str)]) -> Self {
@@ -153,6 +221,9 @@ impl Drop for Running {
             let log = self.stderr.lock();
             for line in &log[log.len().saturating_sub(60)..] {
                 eprintln!("    {line}");
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                eprintln!("    the program had ended: {status}");
             }
         }
         drop(self.child.kill());
@@ -285,9 +356,52 @@ impl Client {
         produce(self.runtime(), &self.producers, bootstrap, topic, records)
     }
 
+    /// Deletes the topic and makes another one of the same name.
+    pub(crate) fn replace_topic(&self, bootstrap: &str, topic: &str, partitions: i32) {
+        let options = AdminOptions::new();
+        let deleted = self.runtime().block_on(admin(bootstrap).delete_topics(&[topic], &options));
+        deleted.expect("an answer")[0].as_ref().expect("deleted");
+        // They count the records of the topic that is gone.
+        self.producers.lock().clear();
+        self.create_topic(bootstrap, topic, partitions, &[]);
+    }
+
+    /// Drops the records of a real Kafka that lie before `starts`.
+    pub(crate) fn delete_records(&self, bootstrap: &str, topic: &str, starts: &BTreeMap<i32, i64>) {
+        let mut before = TopicPartitionList::new();
+        for (partition, start) in starts {
+            before.add_partition_offset(topic, *partition, Offset::Offset(*start)).expect("an offset");
+        }
+        let (admin, options) = (admin(bootstrap), AdminOptions::new());
+        let deleted = self.runtime().block_on(admin.delete_records(&before, &options)).expect("an answer");
+        assert!(deleted.elements().iter().all(|partition| partition.error().is_ok()), "{deleted:?}");
+    }
+
+    pub(crate) fn create_topic(&self, bootstrap: &str, topic: &str, partitions: i32, config: &[(&str, &str)]) {
+        let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+        for (name, value) in config {
+            new = new.set(name, value);
+        }
+        let (admin, options) = (admin(bootstrap), AdminOptions::new());
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            // A cluster goes on deleting an older one for a while after it has answered.
+            let created = self.runtime().block_on(admin.create_topics([&new], &options)).expect("an answer");
+            match &created[0] {
+                Ok(_) => return,
+                Err((_, code)) => assert!(Instant::now() < deadline, "not created: {code}"),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     fn runtime(&self) -> &Runtime {
         self.runtime.get_or_init(|| Runtime::new().expect("a runtime"))
     }
+}
+
+fn admin(bootstrap: &str) -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("a client")
 }
 
 fn produce(

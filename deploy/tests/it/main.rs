@@ -4,6 +4,7 @@ mod boundary;
 mod check;
 mod command_line;
 mod harness;
+mod losses;
 mod oracle;
 mod processes;
 mod produce;

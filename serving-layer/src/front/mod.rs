@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use watershed_shared::catalog::{Generation, ViewState};
+use watershed_shared::catalog::{Generation, StreamState, ViewState};
 use watershed_shared::clock;
 use watershed_shared::delta::{Reason, StreamDelta};
 use watershed_shared::names::{DefinitionHash, GenerationId};
@@ -26,6 +26,7 @@ pub use answer::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, ViewAnswer
 use decide::{Candidate, Decision, Pair, decide};
 
 use crate::definitions::Definitions;
+use crate::input::{LogStatus, Unreachable};
 
 /// How long a view may stand still before its answers say so.
 const STILL: chrono::Duration = chrono::Duration::seconds(5);
@@ -37,6 +38,9 @@ const COMPILE_AGAIN: Duration = Duration::from_secs(5);
 pub(crate) struct Front {
     pub stream: String,
     pub delta: watch::Receiver<Arc<StreamDelta>>,
+    /// Of the stream's register.
+    pub state: watch::Receiver<Arc<StreamState>>,
+    pub log: watch::Receiver<LogStatus>,
     pub views: BTreeMap<String, watch::Receiver<Arc<ViewState>>>,
     pub definitions: Arc<dyn Definitions>,
     pub storage: Storage,
@@ -84,7 +88,11 @@ impl Front {
                 self.views.iter_mut().map(|(view, r)| (view.clone(), Arc::clone(&r.borrow_and_update()))).collect();
             self.compile_missing(&states, &mut made, &compilations);
             let last = Arc::clone(&self.answers.borrow());
-            let next = self.next(&last, &delta, &states, &mut made, speed_stopped);
+            // SUBTLE: last of all. A loss is recorded before a delta or a generation can lack its events, so whatever was
+            // taken above does not lack them without the reason.
+            let mut reasons = delta.reasons.clone();
+            reasons.extend(self.stream_reasons(speed_stopped));
+            let next = self.next(&last, &delta, &states, &mut made, &reasons);
             self.answers.send_replace(Arc::new(next));
 
             let changed = self.views.values_mut().map(|receiver| Box::pin(receiver.changed()));
@@ -102,6 +110,8 @@ impl Front {
                 () = shutdown.cancelled() => return,
                 changed = self.delta.changed(), if !speed_stopped => speed_stopped = changed.is_err(),
                 () = any_register => {}
+                Ok(()) = self.state.changed() => {}
+                Ok(()) = self.log.changed() => {}
                 Some((hash, result)) = compilations.next(), if !compilations.is_empty() => made.compiled(hash, result),
                 // What stands still must come to say so.
                 () = clock::sleep(Duration::from_secs(1)) => {}
@@ -139,6 +149,23 @@ impl Front {
         }
     }
 
+    /// What every answer of the stream has to say, beside what the speed layer says.
+    fn stream_reasons(&mut self, speed_stopped: bool) -> Vec<Reason> {
+        let reason =
+            |code: &str, message| Reason { code: code.to_owned(), partition: None, from: None, to: None, message };
+        let mut reasons: Vec<Reason> =
+            self.state.borrow_and_update().open_losses().map(|loss| loss.reason(&self.stream)).collect();
+        if let Some(Unreachable { since, reason: why }) = &self.log.borrow_and_update().unreachable {
+            let message = format!("the log does not answer since {since}, so nobody can tell what is missing: {why}");
+            reasons.push(reason("log_unreachable", message));
+        }
+        if speed_stopped {
+            let message = format!("the speed layer of stream `{}` has stopped", self.stream);
+            reasons.push(reason("speed_stopped", message));
+        }
+        reasons
+    }
+
     /// What answers after `last`.
     fn next(
         &self,
@@ -146,37 +173,28 @@ impl Front {
         delta: &StreamDelta,
         states: &BTreeMap<String, Arc<ViewState>>,
         made: &mut Made,
-        speed_stopped: bool,
+        reasons: &[Reason],
     ) -> StreamAnswer {
-        let mut reasons = delta.reasons.clone();
-        if speed_stopped {
-            reasons.push(Reason {
-                code: "speed_stopped".to_owned(),
-                partition: None,
-                from: None,
-                to: None,
-                message: format!("the speed layer of stream `{}` has stopped", self.stream),
-            });
-        }
         if made.start_end.is_none() && delta.origins.iter().all(|(p, _)| delta.log_end.get(p).is_some()) {
             made.start_end = (!delta.log_end.is_empty()).then(|| delta.log_end.clone());
         }
         let mut next = StreamAnswer {
             stream: self.stream.clone(),
-            position: delta.origins.join(&delta.position),
+            // A worker that begins again without what was lost stands lower for a while.
+            position: delta.origins.join(&delta.position).join(&last.position),
             origins: delta.origins.clone(),
             log_end: delta.log_end.clone(),
             views: BTreeMap::new(),
             unanswerable: BTreeMap::new(),
             start_end: made.start_end.clone(),
-            reasons: reasons.clone(),
+            reasons: reasons.to_vec(),
             late: delta.partitions.values().map(|p| p.late).sum(),
             dead_letters: delta.partitions.values().map(|p| p.dead_letters).sum(),
         };
         for (view, state) in states {
             match self.view(view, last.views.get(view), delta, state, made) {
                 Ok(mut answer) => {
-                    answer.reasons = self.reasons(&reasons, &answer, made.start_end.as_ref());
+                    answer.reasons = self.reasons(reasons, &answer, made.start_end.as_ref());
                     next.views.insert(view.clone(), Arc::new(answer));
                 }
                 Err(why) => {

@@ -57,6 +57,11 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
                 })
             })
             .boxed(),
+        v1().and(warp::path!("streams" / String / "accept-loss"))
+            .and(warp::post())
+            .and(request(&serving))
+            .then(|stream: String, request: Request| answer(operate::accept_loss(request, stream)))
+            .boxed(),
         // Builds and generations.
         v1().and(warp::path!("views" / String / "rebuilds"))
             .and(warp::post())

@@ -6,7 +6,7 @@ use super::query::{QUERY_PARAMETERS, VIEW_PARAMETERS};
 use crate::encode::Format;
 
 /// Each route: method, path with its parameters in braces, what it does, its query parameters.
-pub const ROUTES: [(&str, &str, &str, &[&str]); 22] = [
+pub const ROUTES: [(&str, &str, &str, &[&str]); 23] = [
     ("get", "/", "A page that lists the views.", &[]),
     ("get", "/v1/views", "The views, with where each stands.", &[]),
     ("get", "/v1/views/{view}", "Merged rows of a view.", &VIEW_PARAMETERS),
@@ -19,6 +19,12 @@ pub const ROUTES: [(&str, &str, &str, &[&str]); 22] = [
         &QUERY_PARAMETERS,
     ),
     ("post", "/v1/streams/{stream}", "Publishes newline-delimited records.", &[]),
+    (
+        "post",
+        "/v1/streams/{stream}/accept-loss",
+        "Accepts what the stream has lost so far: it stays listed, and answers count as complete again.",
+        &[],
+    ),
     ("post", "/v1/views/{view}/rebuilds", "Starts a rebuild or a refresh.", &[]),
     ("get", "/v1/views/{view}/generations", "A view's generations, newest first.", &[]),
     ("post", "/v1/views/{view}/generations/{generation}/activate", "Returns to another generation.", &[]),

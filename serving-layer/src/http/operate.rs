@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use warp::http::StatusCode;
 use warp::reply::Response;
 use watershed_shared::builds::BuildState;
-use watershed_shared::catalog::BuildMode;
+use watershed_shared::catalog::{BuildMode, Loss, Rejected, StreamEvent, StreamState};
 use watershed_shared::names::{BuildId, GenerationId};
 
 use super::catalog::{describe, time};
@@ -17,9 +17,12 @@ use super::params::Params;
 use super::{Request, document, openapi, reply};
 use crate::builds::Started;
 use crate::error::{Code, Error, Result};
+use crate::headroom;
 
 /// How long `wait_ms` may wait.
 const MAX_WAIT: Duration = Duration::from_secs(60);
+/// How long an accepted loss may take to be seen by who answers.
+const ACCEPT_WAIT: Duration = Duration::from_secs(5);
 /// How long `verify` and `diff` may take when nothing is said.
 const COMPARE_TIMEOUT_MS: u64 = 120_000;
 
@@ -125,17 +128,54 @@ pub(super) async fn verify(request: Request, view: String) -> Result<Response> {
     Ok(reply::json(StatusCode::OK, &verified))
 }
 
+/// Accepts what the stream has lost so far.
+pub(super) async fn accept_loss(request: Request, stream: String) -> Result<Response> {
+    let input = request.serving.stream(&stream)?;
+    let mut accepted = 0;
+    let decided = input.register.update(|state: &StreamState| {
+        accepted = state.open_losses().count();
+        Ok::<_, Rejected>((accepted > 0).then_some(StreamEvent::LossAccepted))
+    });
+    let decided = decided.await.map_err(Error::internal)?;
+    // Whoever asks next finds it accepted.
+    let mut followed = input.state.clone();
+    let seen = followed.wait_for(|state| state.open_losses().next().is_none());
+    drop(tokio::time::timeout(ACCEPT_WAIT, seen).await);
+    let losses = decided.record().map(|r| r.state.losses.clone()).unwrap_or_default();
+    let losses: Vec<_> = losses.iter().map(lost).collect();
+    Ok(reply::json(StatusCode::OK, &json!({ "stream": stream, "accepted": accepted, "losses": losses })))
+}
+
+fn lost(loss: &Loss) -> Value {
+    json!({
+        "partition": loss.partition,
+        "from": loss.range.start,
+        "to": loss.range.end,
+        "found_at": time(loss.found_at),
+        "accepted": loss.accepted,
+    })
+}
+
 pub(super) async fn status(request: Request) -> Result<Response> {
     Params::parse(&request.query, &[])?;
     let serving = &request.serving;
     let mut streams = Vec::new();
     for (name, input) in &serving.inner.input.streams {
         let now = serving.now(name)?;
-        let archived = input.master.snapshot().await;
-        let archive = match &archived {
-            Ok(snapshot) => json!({ "version": snapshot.version(), "archived_until": snapshot.archived_until() }),
+        let log = input.log.borrow().clone();
+        let archive = match &input.master.snapshot().await {
+            Ok(snapshot) => {
+                let headroom = headroom::of(&now, snapshot.archived_until(), &log.starts);
+                json!({
+                    "version": snapshot.version(),
+                    "archived_until": snapshot.archived_until(),
+                    "headroom": headroom.offsets,
+                    "alarm": headroom.alarm,
+                })
+            }
             Err(error) => json!({ "error": error.to_string() }),
         };
+        let losses = input.state.borrow().losses.clone();
         streams.push(json!({
             "name": name,
             "topic": input.config.topic,
@@ -147,6 +187,10 @@ pub(super) async fn status(request: Request) -> Result<Response> {
             "dead_letters": now.dead_letters,
             "reasons": now.reasons,
             "archive": archive,
+            "archiver": *input.archiver.borrow(),
+            "log_start": log.starts,
+            "log_unreachable": log.unreachable,
+            "losses": losses.iter().map(lost).collect::<Vec<_>>(),
         }));
     }
     let mut views = Vec::new();

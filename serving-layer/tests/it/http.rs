@@ -2,8 +2,9 @@
 
 use serde_json::{Value, json};
 use watershed_serving_layer::ROUTES;
-use watershed_shared::catalog::BuildMode;
-use watershed_shared::offsets::OffsetVector;
+use watershed_shared::catalog::{BuildMode, Loss, StreamEvent};
+use watershed_shared::clock::Instant;
+use watershed_shared::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
 
 use crate::world::{World, assert_same, position_of};
 
@@ -56,6 +57,48 @@ async fn meta_tells_the_truth() {
     assert_eq!((&meta["complete"], &meta["reasons"], &meta["lag_seconds"]), (&json!(true), &json!([]), &json!(0.0)));
     assert_eq!(world.get("/readyz").await.0, 200);
     assert_eq!(world.get("/healthz").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_loss_is_a_reason_in_every_answer_until_it_is_accepted() {
+    let world = built().await;
+    world.advance(world.end()).await;
+    world.settle().await;
+    let range = OffsetRange::new(Offset(5), Offset(9));
+    let loss = Loss { partition: PartitionId(1), range, found_at: watershed_shared::clock::now(), accepted: false };
+    world.stream_register.append(0, StreamEvent::Lost { loss }).await.unwrap();
+    let reasons = async |path: &str| {
+        let (_, answer) = world.get(path).await;
+        answer["meta"]["views"]["per_who"]["reasons"].clone()
+    };
+    let begun = Instant::now();
+    while reasons("/v1/views/per_who").await == json!([]) {
+        assert!(begun.elapsed().as_secs() < 60, "the loss is not told");
+        tokio::task::yield_now().await;
+    }
+    for path in ["/v1/views/per_who", "/v1/views/per_who?generation=1"] {
+        let reasons = reasons(path).await;
+        let reason = &reasons[0];
+        assert_eq!((&reason["code"], &reason["partition"]), (&json!("offsets_lost"), &json!(1)), "{reasons}");
+        assert_eq!((&reason["from"], &reason["to"]), (&json!(5), &json!(9)));
+        assert!(reason["message"].as_str().unwrap().contains("(4 of them)"), "{reason}");
+    }
+    let query = json!({"sql": "SELECT 1 FROM clicks", "min_complete": true}).to_string();
+    let (status, error) = world.request("POST", "/v1/query", &query).await;
+    assert_eq!((status, code(&error)), (503, "incomplete"));
+    assert_eq!(world.request("POST", "/v1/streams/click/accept-loss", "").await.0, 404);
+
+    let (status, accepted) = world.request("POST", "/v1/streams/clicks/accept-loss", "").await;
+    assert_eq!((status, &accepted["accepted"]), (200, &json!(1)), "{accepted}");
+    assert_eq!(accepted["losses"][0]["accepted"], true);
+    let begun = Instant::now();
+    while reasons("/v1/views/per_who").await != json!([]) {
+        assert!(begun.elapsed().as_secs() < 60, "the loss still is a reason");
+        tokio::task::yield_now().await;
+    }
+    let (_, status) = world.get("/v1/status").await;
+    assert_eq!(status["streams"][0]["losses"][0]["to"], 9, "{status}");
+    assert_eq!(status["streams"][0]["archiver"], json!({"state": "healthy"}));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -18,11 +18,12 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use watershed_serving_layer::{
-    BuildEstimate, Builds, BuildsError, Definitions, Ingest, IngestError, Published, QuerySettings, Serving,
+    BuildEstimate, Builds, BuildsError, Definitions, Ingest, IngestError, LogStatus, Published, QuerySettings, Serving,
     ServingInput, Settings, Started, StreamInput, ViewInput,
 };
+use watershed_shared::archive::ArchiverState;
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
-use watershed_shared::catalog::{Build, BuildMode, Definition, Generation, ViewEvent, ViewState};
+use watershed_shared::catalog::{Build, BuildMode, Definition, Generation, StreamState, ViewEvent, ViewState};
 use watershed_shared::clock;
 use watershed_shared::config::{Config, StreamConfig, ViewConfig};
 use watershed_shared::decode::{Decoder, RunningMaximum};
@@ -32,6 +33,7 @@ use watershed_shared::names::{BuildId, DefinitionHash, GenerationId, RunId};
 use watershed_shared::offsets::{Coverage, Cut, Offset, OffsetRange, OffsetVector, PartitionId, Position, Side};
 use watershed_shared::paths;
 use watershed_shared::record::{DecodedBatch, RawBatch, RawRecord};
+use watershed_shared::register::Register;
 use watershed_shared::run::{RunMeta, RunOptions, write_event_errors, write_run};
 use watershed_shared::storage::Storage;
 use watershed_shared::view::{CompiledView, Compiler, pinned_config};
@@ -79,6 +81,7 @@ pub(crate) struct World {
     pub(crate) delta: Arc<TestDelta>,
     pub(crate) ingest: Arc<TestIngest>,
     master: MasterDataset,
+    pub(crate) stream_register: Register<StreamState>,
     /// All events there will ever be, by partition, from its origin.
     log: BTreeMap<PartitionId, DecodedBatch>,
     end: OffsetVector,
@@ -124,9 +127,20 @@ impl World {
         let ingest = Arc::new(TestIngest::default());
         let builds = Arc::new(TestBuilds::default());
         let definitions = TestDefinitions(compiled.values().map(|c| (c.definition().clone(), Arc::clone(c))).collect());
+        let stream_register = Register::<StreamState>::open(&storage, "streams", "clicks");
+        let stream_state = follow(&stream_register).await;
         let streams = BTreeMap::from([(
             "clicks".to_owned(),
-            StreamInput { config: stream, delta: Arc::clone(&delta) as _, master: master.clone() },
+            StreamInput {
+                config: stream,
+                delta: Arc::clone(&delta) as _,
+                master: master.clone(),
+                register: stream_register.clone(),
+                state: stream_state,
+                archiver: watch::channel(ArchiverState::Healthy).1,
+                archived_until: watch::channel(OffsetVector::new()).1,
+                log: watch::channel(LogStatus::default()).1,
+            },
         )]);
         let serving = Serving::new(ServingInput {
             storage: storage.clone(),
@@ -152,6 +166,7 @@ impl World {
             delta,
             ingest,
             master,
+            stream_register,
             log,
             end,
             folder,
@@ -694,4 +709,18 @@ impl Builds for TestBuilds {
     async fn next_times(&self, _: &str) -> Result<Vec<(BuildMode, DateTime<Utc>)>, BuildsError> {
         Ok(vec![(BuildMode::Refresh, DateTime::from_timestamp(1_728_216_000, 0).unwrap())])
     }
+}
+
+/// The state of the head of `register`, as the platform follows it.
+async fn follow(register: &Register<StreamState>) -> watch::Receiver<Arc<StreamState>> {
+    let mut records = register.watch(std::time::Duration::from_millis(20)).await.unwrap();
+    let sender = watch::Sender::new(Arc::default());
+    let receiver = sender.subscribe();
+    watershed_shared::task::spawn("test register", async move {
+        while records.changed().await.is_ok() {
+            let head = records.borrow_and_update().clone();
+            sender.send_replace(Arc::new(head.map(|record| record.state.clone()).unwrap_or_default()));
+        }
+    });
+    receiver
 }

@@ -6,7 +6,8 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::Rejected;
-use crate::offsets::{OffsetRange, OffsetVector, PartitionId};
+use crate::delta::Reason;
+use crate::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
 
 /// Offsets that the log dropped before they were archived.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +17,24 @@ pub struct Loss {
     pub found_at: DateTime<Utc>,
     /// `watershed accept-loss`: still listed, no longer a reason for an incomplete answer.
     pub accepted: bool,
+}
+
+impl Loss {
+    /// What every answer of the stream says until the loss is accepted.
+    pub fn reason(&self, stream: &str) -> Reason {
+        let Self { partition, range, found_at, .. } = self;
+        let count = range.end.0 - range.start.0;
+        Reason {
+            code: "offsets_lost".to_owned(),
+            partition: Some(*partition),
+            from: Some(range.start.0),
+            to: Some(range.end.0),
+            message: format!(
+                "the log dropped offsets {range} of partition {partition} ({count} of them) before they were archived, \
+                 found at {found_at}: no answer holds them; `watershed accept-loss {stream}` accepts that",
+            ),
+        }
+    }
 }
 
 /// Who owns a shard.
@@ -60,6 +79,26 @@ pub struct StreamState {
 }
 
 impl StreamState {
+    /// What is yet to be recorded as lost when the log of `partition`, archived until `archived`, begins at `low`;
+    /// `None`: nothing, or all of it stands here already.
+    pub fn loss(&self, partition: PartitionId, archived: Offset, low: Offset) -> Option<OffsetRange> {
+        let mut start = archived;
+        let mut known: Vec<OffsetRange> =
+            self.losses.iter().filter(|l| l.partition == partition).map(|l| l.range).collect();
+        known.sort_by_key(|range| range.start);
+        for range in known {
+            if range.contains(start) {
+                start = range.end;
+            }
+        }
+        (start < low).then(|| OffsetRange::new(start, low))
+    }
+
+    /// The losses that nobody has accepted.
+    pub fn open_losses(&self) -> impl Iterator<Item = &Loss> {
+        self.losses.iter().filter(|loss| !loss.accepted)
+    }
+
     /// The state after `event`.
     ///
     /// # Errors
@@ -92,5 +131,30 @@ impl StreamState {
             StreamEvent::LossAccepted => next.losses.iter_mut().for_each(|l| l.accepted = true),
         }
         Ok(next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_is_recorded_once_whoever_finds_it_and_however_it_grows() {
+        let p = PartitionId(0);
+        let range = |start, end| OffsetRange::new(Offset(start), Offset(end));
+        let mut state = StreamState::default();
+        assert_eq!(state.loss(p, Offset(100), Offset(100)), None);
+        let found = state.loss(p, Offset(100), Offset(250)).unwrap();
+        assert_eq!(found, range(100, 250));
+        let loss = Loss { partition: p, range: found, found_at: DateTime::<Utc>::UNIX_EPOCH, accepted: false };
+        state = state.apply(&StreamEvent::Lost { loss }).unwrap();
+        assert_eq!(state.loss(p, Offset(100), Offset(250)), None, "another archiver found the same");
+        assert_eq!(state.loss(p, Offset(100), Offset(270)), Some(range(250, 270)), "the log dropped more meanwhile");
+        assert_eq!(state.loss(p, Offset(300), Offset(310)), Some(range(300, 310)));
+        assert_eq!(state.loss(PartitionId(1), Offset(100), Offset(250)), Some(range(100, 250)));
+        assert_eq!(state.open_losses().count(), 1);
+        state = state.apply(&StreamEvent::LossAccepted).unwrap();
+        assert_eq!(state.open_losses().count(), 0);
+        assert_eq!(state.losses.len(), 1, "it stays listed");
     }
 }

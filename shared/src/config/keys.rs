@@ -198,6 +198,12 @@ pub(super) static STREAM: Section = Section {
             "Event times further ahead of their record's timestamp move no watermark.",
         ),
         key(
+            "accept_compacted",
+            "boolean",
+            Default("false"),
+            "Whether a topic with cleanup.policy=compact is read all the same. Its log drops records of any age: what it dropped before it\nwas archived is in no answer, and nothing tells that it was there.",
+        ),
+        key(
             "epoch_units",
             "table",
             Optional("{ at = \"milliseconds\" }"),

@@ -163,6 +163,8 @@ pub struct StreamConfig {
     pub event_time: Option<String>,
     pub allowed_lateness: Option<Duration>,
     pub max_ahead: Duration,
+    /// A topic that the cluster compacts will do: then the master dataset alone is the truth.
+    pub accept_compacted: bool,
     /// The user's columns, in order, in the Arrow types of [`crate::record::event_schema`].
     pub columns: SchemaRef,
     /// Columns whose values are any JSON value, kept as text (type `JSON`).

@@ -51,6 +51,7 @@ pub(super) fn stream(reader: &Reader<'_, '_, '_>, name: &str) -> Option<StreamCo
         })
         .flatten();
     let max_ahead = reader.duration("max_ahead", Duration::ZERO);
+    let accept_compacted = reader.boolean("accept_compacted");
     let epoch_units = columns.as_ref().map(|columns| epoch_units(reader, columns));
     let columns = columns?;
     Some(StreamConfig {
@@ -63,6 +64,7 @@ pub(super) fn stream(reader: &Reader<'_, '_, '_>, name: &str) -> Option<StreamCo
         event_time,
         allowed_lateness,
         max_ahead: max_ahead?,
+        accept_compacted: accept_compacted?,
         columns: columns.schema,
         json_columns: columns.json,
         epoch_units: epoch_units?,

@@ -65,6 +65,7 @@ fn the_contracts_example_parses() {
     assert_eq!(stream.event_time.as_deref(), Some("created_at"));
     assert_eq!(stream.allowed_lateness, Some(Duration::from_secs(600)));
     assert_eq!(stream.max_ahead, Duration::from_secs(86_400));
+    assert!(!stream.accept_compacted);
     let names: Vec<&str> = stream.columns.fields().iter().map(|f| f.name().as_str()).collect();
     assert_eq!(names, ["id", "type", "actor", "created_at"]);
     assert_eq!(config.tables["languages"].url.as_str(), "file:///srv/languages.csv");

@@ -28,6 +28,7 @@ pub(super) fn stream(format: Format, ddl: &str) -> StreamConfig {
         max_ahead: Duration::from_secs(86_400),
         columns: columns.schema,
         json_columns: columns.json,
+        accept_compacted: false,
         epoch_units: BTreeMap::new(),
     }
 }

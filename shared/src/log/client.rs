@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::bindings::rd_kafka_resp_err_t as Code;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -112,12 +112,37 @@ impl LogClient {
         Err(Error::UnknownTopic { topic: stream.topic.clone() })
     }
 
+    /// Whether the log keeps only the last record of each key of the topic: it then drops records of any age.
+    ///
+    /// `None`: the cluster does not tell, or not this user.
+    ///
+    /// # Errors
+    /// [`Error::Properties`].
+    pub async fn is_compacted(&self, topic: &str) -> Result<Option<bool>> {
+        let options = AdminOptions::new().request_timeout(Some(self.inner.timeout));
+        let admin = self.admin()?;
+        let described = match admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await {
+            Ok(described) => described.into_iter().next(),
+            Err(error) => {
+                tracing::debug!(topic, %error, "the topic's configuration is not told");
+                None
+            }
+        };
+        let Some(Ok(resource)) = described else { return Ok(None) };
+        // A cluster that does not name it has never been told to compact.
+        let policy = resource.entries.iter().find(|entry| entry.name == "cleanup.policy");
+        let policy = policy.and_then(|entry| entry.value.as_deref()).unwrap_or_default();
+        Ok(Some(policy.split(',').any(|part| part.trim() == "compact")))
+    }
+
+    fn admin(&self) -> Result<AdminClient<LogContext>> {
+        let admin = self.base_config().create_with_context(self.inner.context.clone());
+        admin.map_err(|e| Error::Properties { detail: e.to_string() })
+    }
+
     async fn create_topic(&self, topic: &str, partitions: i32, replication: i32) -> Result<()> {
         let refused = |detail: String| Error::CreateTopic { topic: topic.to_owned(), detail };
-        let admin: AdminClient<LogContext> = self
-            .base_config()
-            .create_with_context(self.inner.context.clone())
-            .map_err(|e| Error::Properties { detail: e.to_string() })?;
+        let admin = self.admin()?;
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
         let options = AdminOptions::new().request_timeout(Some(self.inner.timeout));
         let results = match admin.create_topics([&new], &options).await {
@@ -221,7 +246,7 @@ impl LogClient {
             | Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION
             | Code::RD_KAFKA_RESP_ERR_BROKER_NOT_AVAILABLE
             | Code::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION => self.unreachable(e.text),
-            _ => Error::client(operation, e.text),
+            _ => Error::refused(operation, &e),
         }
     }
 

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use rdkafka::bindings::rd_kafka_resp_err_t as Code;
+
+use super::native::NativeError;
 use crate::offsets::{Offset, PartitionId};
 
 /// An error of the log. It is `Clone`, since one failed fetch is told to every reader of a stream, again and again.
@@ -66,6 +69,12 @@ pub enum Error {
          wanted=`{}`, archived_until=`{archived_until}`", wanted.map_or_else(|| "origin".to_owned(), |o| o.to_string())
     )]
     Archived { partition: PartitionId, wanted: Option<Offset>, archived_until: Offset },
+    /// The user of the `[kafka]` section may not do this. Grant it; it is tried again meanwhile.
+    #[error(
+        "the Kafka cluster denies this to the user of the [kafka] section; grant it DESCRIBE and READ on the stream's \
+         topic (WRITE to publish, CREATE where the topic does not exist yet). operation=`{operation}`, detail=`{detail}`"
+    )]
+    Denied { operation: String, detail: String },
     /// The broker refuses for good (no permission, damaged data, …).
     #[error("the Kafka client failed. operation=`{operation}`, detail=`{detail}`")]
     Client { operation: String, detail: String },
@@ -86,6 +95,18 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 impl Error {
     pub(super) fn client(operation: impl Into<String>, detail: impl ToString) -> Self {
         Self::Client { operation: operation.into(), detail: detail.to_string() }
+    }
+
+    /// What a broker has refused, or the client itself.
+    pub(super) fn refused(operation: impl Into<String>, error: &NativeError) -> Self {
+        let (operation, detail) = (operation.into(), error.text.clone());
+        match error.code {
+            Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
+            | Code::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED
+            | Code::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
+            | Code::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED => Self::Denied { operation, detail },
+            _ => Self::Client { operation, detail },
+        }
     }
 
     /// Whether trying the same again later can succeed without anyone doing anything.

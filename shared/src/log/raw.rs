@@ -527,7 +527,7 @@ impl ReaderThread {
             Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
             | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
             | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION => Error::UnknownTopic { topic: self.topic.clone() },
-            _ => Error::client(format!("read {} [{partition}] at {offset}", self.topic), &error.text),
+            _ => Error::refused(format!("read {} [{partition}] at {offset}", self.topic), error),
         }
     }
 

@@ -42,6 +42,7 @@ pub(super) fn stream(name: &str, partitions: i32) -> StreamConfig {
             Field::new("at", crate::record::timestamp_type(), true),
         ])),
         json_columns: Vec::new(),
+        accept_compacted: false,
         epoch_units: BTreeMap::new(),
     }
 }

@@ -60,6 +60,16 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether to try again would be wrong, however often.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::TopicReplaced { .. } => true,
+            #[cfg(any(test, feature = "testing"))]
+            Self::Aborted(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the same may succeed later without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -37,6 +37,7 @@ fn stream(columns: Vec<Field>) -> StreamConfig {
         max_ahead: Duration::from_secs(86_400),
         columns: Arc::new(Schema::new(columns)),
         json_columns: vec![],
+        accept_compacted: false,
         epoch_units: Default::default(),
     }
 }

@@ -23,6 +23,7 @@ use super::{Change, DeltaStore, MAX_VALUE_BYTES, StoreError};
 use crate::line::LineKey;
 use crate::segment::Segment;
 use crate::states::ViewPlan;
+use crate::worker::Losses;
 
 /// Raised when the layout changes; an image of another format is replayed.
 const FORMAT: u32 = 1;
@@ -65,6 +66,9 @@ struct GroupImage {
     position: OffsetVector,
     seals: Vec<Cut>,
     event_time_max: BTreeMap<PartitionId, Option<i64>>,
+    /// Those of which no run holds an event.
+    #[serde(default)]
+    losses: Losses,
 }
 
 /// What a store holds, checked.
@@ -74,11 +78,32 @@ pub(crate) struct Loaded {
     pub(crate) position: Option<OffsetVector>,
     pub(crate) seals: Vec<Cut>,
     pub(crate) event_time_max: BTreeMap<PartitionId, Option<i64>>,
+    /// Those that were known when it was written.
+    pub(crate) losses: Losses,
     pub(crate) lines: BTreeMap<LineKey, LoadedLine>,
     /// Views whose image is damaged, and what is wrong.
     pub(crate) damaged: Vec<(LineKey, String)>,
     /// Keys that nothing of the above uses.
     pub(crate) stray: Vec<Vec<u8>>,
+}
+
+impl Loaded {
+    /// Whether it may hold events of a loss that was not known when it was written, or was decoded behind such events.
+    pub(crate) fn goes_past_one_of(&self, losses: &Losses) -> bool {
+        let Some(position) = &self.position else { return false };
+        let new = losses.iter().filter(|loss| !self.losses.contains(loss));
+        new.into_iter().any(|(p, range)| position.get(*p).is_some_and(|at| at > range.start))
+    }
+
+    /// Leaves nothing of use: all of it is replayed, and deleted.
+    pub(crate) fn set_aside(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        for (key, line) in &lines {
+            self.stray.push(line_key(key));
+            self.stray.extend(line.entries.iter().flat_map(|entry| entry.keys(key)));
+        }
+        (self.position, self.seals, self.event_time_max) = (None, Vec::new(), BTreeMap::new());
+    }
 }
 
 #[derive(Debug)]
@@ -127,10 +152,11 @@ pub(crate) fn encode_group(
     position: &OffsetVector,
     seals: Vec<Cut>,
     event_time_max: BTreeMap<PartitionId, Option<i64>>,
+    losses: Losses,
     changes: &mut Vec<Change>,
 ) {
     let (stream, position) = (stream.to_owned(), position.clone());
-    encode_record(b"g\0", &GroupImage { format: FORMAT, stream, position, seals, event_time_max }, changes);
+    encode_record(b"g\0", &GroupImage { format: FORMAT, stream, position, seals, event_time_max, losses }, changes);
 }
 
 impl Entry {
@@ -227,6 +253,7 @@ pub(crate) fn load(store: &dyn DeltaStore, stream: &str, plans: &[ViewPlan]) -> 
             loaded.position = Some(group.position);
             loaded.seals = group.seals;
             loaded.event_time_max = group.event_time_max;
+            loaded.losses = group.losses;
         }
         Ok(_) => used.clear(),
         Err(wrong) => {

@@ -46,6 +46,7 @@ pub(crate) fn config() -> StreamConfig {
         max_ahead: Duration::from_secs(1),
         columns: Arc::new(user_schema()),
         json_columns: vec![],
+        accept_compacted: false,
         epoch_units: BTreeMap::new(),
     }
 }

@@ -130,6 +130,18 @@ impl StreamFeed {
         self.handle.shared.reports.health.subscribe()
     }
 
+    /// Waits until the fetch has ended, and answers why: this feed then is of no use any more. Cancel safe.
+    pub async fn ended(&self) -> Error {
+        let shared = &self.handle.shared;
+        let mut changes = shared.changes.subscribe();
+        loop {
+            if let Some(error) = shared.state.lock().failed.clone() {
+                return error;
+            }
+            changes.changed().await.expect("the sender lives as long as this handle");
+        }
+    }
+
     pub fn config(&self) -> &StreamConfig {
         &self.handle.shared.config
     }
