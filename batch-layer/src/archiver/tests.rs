@@ -68,6 +68,8 @@ struct Records {
     low: Mutex<i64>,
     high: Mutex<i64>,
     grown: Notify,
+    /// What was read to its end, and waits for more: the `high` of that moment.
+    drained: watch::Sender<i64>,
 }
 
 impl Records {
@@ -80,6 +82,13 @@ impl Records {
     fn grow(&self, high: i64) {
         *self.high.lock() = high;
         self.grown.notify_waiters();
+    }
+
+    /// Until an archiver has taken all there is.
+    async fn drained(&self) {
+        let high = *self.high.lock();
+        let mut drained = self.drained.subscribe();
+        drop(tokio::time::timeout(PATIENCE, drained.wait_for(|at| *at >= high)).await.expect("in time").unwrap());
     }
 }
 
@@ -130,6 +139,7 @@ impl Reader for TestReader {
                 self.next[partition] = end;
                 return Ok(Arc::new(self.decoder.decode(&raw, &mut RunningMaximum::default())));
             }
+            self.records.drained.send_replace(high);
             grown.await;
         }
     }
@@ -252,8 +262,9 @@ async fn below_its_origin_a_partition_has_nothing_to_archive() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_end_commits_what_was_read() {
     let storage = Storage::memory();
-    let archiver = Running::start(patient(), &open(&storage).await, Arc::new(TestSource(Records::until(70))));
-    clock::sleep(Duration::from_millis(200)).await;
+    let records = Records::until(70);
+    let archiver = Running::start(patient(), &open(&storage).await, Arc::new(TestSource(Arc::clone(&records))));
+    records.drained().await;
     archiver.stop().await;
     check(&storage, 70).await;
 }

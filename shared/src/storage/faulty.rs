@@ -293,10 +293,13 @@ mod tests {
                 let answered = store.put_opts(&path, "x".into(), PutMode::Create.into()).await;
                 seen.push((answered.map_err(|e| e.to_string()).err(), inner.head(&path).await.is_ok()));
             }
-            clock::sleep(Duration::from_millis(50)).await;
-            let later = inner.list(None).count().await;
             let done = seen.iter().filter(|(_, there)| *there).count();
-            assert!(later > done, "some puts must be done late");
+            let late = async {
+                while inner.list(None).count().await <= done {
+                    clock::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), late).await.expect("some puts must be done late");
             for wanted in
                 [(None, true), (Some("refused"), false), (Some("timed out"), false), (Some("timed out"), true)]
             {

@@ -12,7 +12,7 @@ use watershed_shared::delta::{DeltaAnswer, DeltaService, StreamDelta};
 use watershed_shared::offsets::{Cut, Offset, OffsetVector, PartitionId};
 use watershed_speed_layer::{DeltaStore, MemoryStore, Options, ViewPlan};
 
-use crate::world::{Brief, Log, Running, Sums, check_cut, moment, options, plan};
+use crate::world::{Brief, Log, PATIENCE, Running, Sums, check_cut, moment, options, plan};
 
 /// One view as its register would have it.
 struct View {
@@ -308,7 +308,7 @@ fn seeds() -> Vec<u64> {
 async fn each_answer_is_what_the_log_says() {
     for seed in seeds() {
         println!("WATERSHED_SEEDS={seed}");
-        tokio::time::timeout(Duration::from_secs(120), run(seed, 180)).await.expect("it ends");
+        tokio::time::timeout(10 * PATIENCE, run(seed, 180)).await.expect("it ends");
     }
 }
 

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
@@ -22,7 +21,7 @@ use watershed_shared::storage::Storage;
 use watershed_shared::view::Compiler;
 use watershed_speed_layer::{EventSource, LogAndArchive, MemoryStore, SpeedWorker, ViewPlan};
 
-use crate::world::options;
+use crate::world::{PATIENCE, options};
 
 const CONFIG: &str = r#"
 [stream.s]
@@ -34,7 +33,6 @@ columns = "key BIGINT, at TIMESTAMP"
 sql = "SELECT key % 10 AS k, count(*) AS n, sum(key) AS s, count(*) FILTER (WHERE _late) AS late FROM s GROUP BY 1"
 "#;
 const PARTITIONS: i32 = 2;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 fn records(from: i64, count: i64) -> Vec<ProduceRecord> {
     let record = |n: i64| {

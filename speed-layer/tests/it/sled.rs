@@ -40,7 +40,7 @@ impl Setup {
 
     fn start(&self, path: &Path) -> Running {
         // sled lets go of its lock a moment after it has been dropped.
-        let store = (0..100).find_map(|_| match SledStore::open(path) {
+        let store = (0..1_000).find_map(|_| match SledStore::open(path) {
             Ok(store) => Some(store),
             Err(StoreError::InUse(_)) => {
                 std::thread::sleep(std::time::Duration::from_millis(50));

@@ -26,6 +26,9 @@ use watershed_speed_layer::{
     ViewPlan,
 };
 
+/// No wait of a test is longer; it is far above what a busy machine needs.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Groups with their counts and sums.
 pub(crate) type Groups = BTreeMap<i64, (i64, i64)>;
 
@@ -340,10 +343,10 @@ impl Running {
     /// Waits until `done` holds of a snapshot.
     pub(crate) async fn until(&self, what: &str, done: impl Fn(&StreamDelta) -> bool) -> Arc<StreamDelta> {
         let mut watch = self.watch.clone();
-        let found = tokio::time::timeout(Duration::from_secs(30), watch.wait_for(|d| done(d))).await;
+        let found = tokio::time::timeout(PATIENCE, watch.wait_for(|d| done(d))).await;
         match found {
             Ok(found) => Arc::clone(&found.unwrap()),
-            Err(_) => panic!("not reached within 30 s: {what}: {:#?}", Brief(&self.snapshot())),
+            Err(_) => panic!("not reached within {PATIENCE:?}: {what}: {:#?}", Brief(&self.snapshot())),
         }
     }
 }

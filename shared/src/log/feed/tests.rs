@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -137,6 +138,7 @@ async fn read_all(
     until: OffsetVector,
     seed: u64,
     pause_micros: u64,
+    begun: &AtomicUsize,
 ) -> (Vec<Arc<DecodedBatch>>, bool) {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut batches = Vec::new();
@@ -151,10 +153,16 @@ async fn read_all(
         } else {
             batches.push(tokio::time::timeout(PATIENCE, reader.next()).await.expect("in time").unwrap());
         }
+        if batches.len() == 1 {
+            begun.fetch_add(1, Ordering::SeqCst);
+        }
         was_detached |= reader.is_detached();
         if pause_micros > 0 {
             clock::sleep(Duration::from_micros(rng.random_range(0..pause_micros))).await;
         }
+    }
+    if batches.is_empty() {
+        begun.fetch_add(1, Ordering::SeqCst);
     }
     (batches, was_detached)
 }
@@ -182,6 +190,7 @@ async fn every_path_gives_the_same_batches() {
         }
         let feed = fixture.feed(&archived, window_bytes, 10);
         let mut readers = Vec::new();
+        let begun = Arc::new(AtomicUsize::new(0));
         for i in 0..6 {
             let from: OffsetVector = (end.iter())
                 .map(|(p, until)| {
@@ -190,11 +199,18 @@ async fn every_path_gives_the_same_batches() {
                 })
                 .collect();
             let pause = [0, 0, 200, 2_000, 10_000, 20_000][i];
-            let read = read_all(feed.reader(from.clone()), end.clone(), rng.random(), pause);
+            let (reader, until, seed, counted) =
+                (feed.reader(from.clone()), end.clone(), rng.random(), Arc::clone(&begun));
+            let read = async move { read_all(reader, until, seed, pause, &counted).await };
             readers.push((from, task::spawn("reader", read)));
             if i == 3 {
                 // The master dataset grows meanwhile; who reads already must not notice.
-                clock::sleep(Duration::from_millis(20)).await;
+                let all = async {
+                    while begun.load(Ordering::SeqCst) < 4 {
+                        clock::sleep(Duration::from_millis(1)).await;
+                    }
+                };
+                tokio::time::timeout(PATIENCE, all).await.expect("each begins to read");
                 for (partition, until) in end.iter() {
                     let low = archived_until.get(partition).unwrap_or(Offset(0));
                     let offset = Offset(rng.random_range(low.0..=until.0));
@@ -209,7 +225,8 @@ async fn every_path_gives_the_same_batches() {
             fixture.check(&from, batches);
             detached += usize::from(was_detached);
         }
-        let (batches, _) = read_all(feed.reader(archived_until.clone()), end.clone(), rng.random(), 0).await;
+        let (batches, _) =
+            read_all(feed.reader(archived_until.clone()), end.clone(), rng.random(), 0, &AtomicUsize::new(0)).await;
         fixture.check(&archived_until, batches);
     }
     assert!(detached > 0, "no reader ever fell out of its window: the test does not test it");
@@ -238,11 +255,11 @@ async fn a_position_below_the_archived_one_is_refused_unless_the_window_has_it()
     }
     let from: OffsetVector = [(0, 10), (1, 10), (2, 10)].into();
     let first = feed.reader(from.clone());
-    let (batches, _) = read_all(feed.reader(from.clone()), end.clone(), 1, 0).await;
+    let (batches, _) = read_all(feed.reader(from.clone()), end.clone(), 1, 0, &AtomicUsize::new(0)).await;
     fixture.check(&from, batches);
     *archived.0.lock() = end.iter().map(|(p, o)| (p, fixture.seed(p, o))).collect();
     // Now everything is archived, and still in the window.
-    let (batches, was_detached) = read_all(feed.reader(from.clone()), end.clone(), 1, 0).await;
+    let (batches, was_detached) = read_all(feed.reader(from.clone()), end.clone(), 1, 0, &AtomicUsize::new(0)).await;
     fixture.check(&from, batches);
     assert!(!was_detached);
     drop(first);
