@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{Column, DFSchema, Result, ScalarValue, TableReference, internal_err, plan_err};
+use datafusion::datasource::empty::EmptyTable;
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::expr::{AggregateFunction, AggregateFunctionParams, GroupingSet, Sort};
 use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, col, lit};
@@ -45,6 +46,11 @@ impl Groups {
 
     pub(crate) fn has_sets(&self) -> bool {
         self.sets.is_some()
+    }
+
+    /// One of the sets is empty: the SQL has its row even over no events.
+    fn has_total(&self) -> bool {
+        self.sets.iter().flatten().any(Vec::is_empty)
     }
 
     pub(crate) fn is_rows(&self) -> bool {
@@ -193,6 +199,17 @@ impl Shape {
         LogicalPlanBuilder::scan("states", provider_as_source(states), None)
     }
 
+    /// The states to be served. Where the SQL has a row over no events, they are never none: those of no events, which
+    /// change nothing in a merge, are always among them.
+    fn scan_served(&self, states: Arc<dyn TableProvider>) -> Result<LogicalPlanBuilder> {
+        let scan = self.scan_states(states)?;
+        if !self.groups.has_total() {
+            return Ok(scan);
+        }
+        let nothing = Arc::new(EmptyTable::new(Arc::clone(&self.events)));
+        scan.union(self.state_plan(nothing, Some(ErrorSink::new()), false)?)
+    }
+
     fn merged(&self, builder: LogicalPlanBuilder, form: Form) -> Result<LogicalPlanBuilder> {
         let keys: Vec<Expr> = (0..self.key_count()).map(|k| col(key_name(k))).collect();
         let calls = self.calls.iter().enumerate().map(|(index, call)| {
@@ -217,7 +234,7 @@ impl Shape {
 
     /// States → the view's rows. `retain_bound`: groups whose time key lies below it (microseconds) are hidden.
     pub(crate) fn served_plan(&self, states: Arc<dyn TableProvider>, retain_bound: Option<i64>) -> Result<LogicalPlan> {
-        let mut scan = self.scan_states(states)?;
+        let mut scan = self.scan_served(states)?;
         if let (Some(key), Some(bound)) = (self.retain_key, retain_bound) {
             scan = scan.filter(self.retained(key, bound)?)?;
         }

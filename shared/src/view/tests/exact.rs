@@ -95,6 +95,13 @@ async fn check(case: &Case) {
             let found = view.finalize(&runs).await.unwrap();
             assert_close(&format!("finalize {context}"), &found, &expected, case.ordered, case.tolerance);
             assert_eq!(found.schema(), view.output_schema());
+            if count == 0 {
+                // Nothing has been read yet: there is no run at all.
+                let found = served(&view, &[], None).await;
+                assert_close(&format!("no runs {context}"), &found, &expected, case.ordered, case.tolerance);
+                let found = view.finalize(&[]).await.unwrap();
+                assert_close(&format!("finalize no runs {context}"), &found, &expected, case.ordered, case.tolerance);
+            }
             // The build's path: one logical plan over all events.
             let table = table_of(&all.schema(), vec![all.clone()]);
             let (plan, sink) = view.state_plan(table).unwrap();
