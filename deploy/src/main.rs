@@ -20,6 +20,10 @@ use self::cli::Cli;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start();
+    if let Err(unknown) = watershed_shared::mutant::told() {
+        eprintln!("error: {unknown}");
+        return ExitCode::from(2);
+    }
     let format = cli.format;
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -16,6 +16,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Serialize;
 use watershed_shared::clock;
 use watershed_shared::delta::Reason;
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{Offset, OffsetVector, PartitionId};
 use watershed_shared::record::{EVENT_TIME_MAX, LATE};
@@ -274,6 +275,7 @@ impl Serving {
                 max
             }
         };
+        let max = if mutant::is(Mutant::RetentionByClock) { Some(clock::now().timestamp_micros()) } else { max };
         let retain = i64::try_from(retain.as_micros()).unwrap_or(i64::MAX);
         Ok(max.map(|max| max.saturating_sub(retain)))
     }

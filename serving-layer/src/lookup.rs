@@ -9,6 +9,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
 use watershed_shared::clock;
+use watershed_shared::mutant::{self, Mutant};
 
 use crate::ask::{Answer, Ask, Meta};
 use crate::engine::{Engine, Failure, Rows, failure};
@@ -65,6 +66,9 @@ async fn find(
         keys.iter().zip(schema.fields()).map(|(value, key)| ident(key.name()).eq(lit(value.clone()))).collect();
     let bounds = key_bounds(&schema, keys.len(), &filters);
     let mut states: Vec<RecordBatch> = answer.runs.iter().map(|run| slice(&run.states, &bounds)).collect();
+    if mutant::is(Mutant::LookupWithoutDelta) {
+        states.clear();
+    }
     if let Some(runs) = &answer.generation_runs {
         let plan = runs.scan(state, None, &filters, None).await.map_err(failure)?;
         let batches = datafusion::physical_plan::collect(plan, state.task_ctx()).await.map_err(failure)?;

@@ -7,14 +7,19 @@
 //!   any clean-up, as `kill -9` does.
 
 #[cfg(any(test, feature = "testing"))]
-pub use armed::{AbortPoint, Aborted, hit, scope};
+pub use armed::{AbortPoint, Aborted, hit, pass, scope};
 
 /// Ends the operation here if a test says so: returns from the enclosing function with `Err(Aborted.into())`.
+///
+/// `abort_point!(process "name")` stands where there is no error to return: it ends processes only.
 #[cfg(any(test, feature = "testing"))]
 #[macro_export]
 macro_rules! abort_point {
     ($name:literal) => {
         $crate::abort_point::hit($name)?
+    };
+    (process $name:literal) => {
+        $crate::abort_point::pass($name)
     };
 }
 
@@ -23,6 +28,7 @@ macro_rules! abort_point {
 #[macro_export]
 macro_rules! abort_point {
     ($name:literal) => {};
+    (process $name:literal) => {};
 }
 
 #[cfg(any(test, feature = "testing"))]
@@ -77,7 +83,7 @@ mod armed {
     /// # Errors
     /// [`Aborted`] if it is armed in this task and it is its turn.
     pub fn hit(name: &'static str) -> Result<(), Aborted> {
-        abort_process_if_told(name);
+        pass(name);
         match ARMED.try_with(|points| points.iter().any(|p| p.hit(name))) {
             Ok(true) => Err(Aborted(name)),
             // Outside of any scope nothing is armed.
@@ -85,7 +91,8 @@ mod armed {
         }
     }
 
-    fn abort_process_if_told(name: &str) {
+    /// The point `name` is passed where no operation can be made to fail: only a process ends here.
+    pub fn pass(name: &str) {
         static TOLD: OnceLock<Option<(String, u32)>> = OnceLock::new();
         static PASSED: AtomicU32 = AtomicU32::new(0);
         let told = TOLD.get_or_init(|| std::env::var("WATERSHED_ABORT_AT").ok().map(|text| parse(&text)));

@@ -12,6 +12,7 @@ pub mod definitions;
 pub mod delta;
 pub mod log;
 pub mod master;
+pub mod mutant;
 pub mod names;
 pub mod offsets;
 pub mod paths;

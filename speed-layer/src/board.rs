@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::delta::{DeltaRun, PartitionStatus, Reason, StreamDelta, ViewDelta};
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{DefinitionHash, RunId};
 use watershed_shared::offsets::{Cut, OffsetVector, PartitionId};
 
@@ -445,7 +446,10 @@ impl Board {
         let mut lines: Vec<_> = self.lines.iter().collect();
         lines.sort_by_key(|(_, line)| std::cmp::Reverse(line.whole.runs.len()));
         lines.into_iter().find_map(|(key, line)| {
-            let boundaries = line.boundaries(&held);
+            let mut boundaries = line.boundaries(&held);
+            if mutant::is(Mutant::MergeAcrossBoundary) {
+                boundaries.clear();
+            }
             let segments = [Some(&line.whole), line.fill.as_ref().map(|f| &f.segment)];
             let inputs =
                 segments.into_iter().flatten().find_map(|s| crate::merge::pick(&s.runs, &boundaries, max_run_bytes))?;

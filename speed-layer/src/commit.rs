@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use watershed_shared::abort_point;
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::names::RunId;
 use watershed_shared::offsets::{Cut, OffsetVector, PartitionId};
@@ -144,7 +145,12 @@ impl Committer {
         let stray: Vec<Vec<u8>> = removed.iter().map(|(key, _)| key.clone()).collect();
         changes.extend(removed);
         changes.extend(manifests);
-        let done = self.store.apply(changes).and_then(|()| self.store.flush());
+        abort_point!(process "speed.commit_begun");
+        let done = self.store.apply(changes).and_then(|()| {
+            abort_point!(process "speed.commit_applied");
+            self.store.flush()
+        });
+        abort_point!(process "speed.committed");
         match done {
             Ok(()) => self.written = written,
             // SUBTLE: the outcome is open. What was to be removed is removed again, what was to be written is written

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use futures::FutureExt;
 use watershed_shared::delta::DeltaRun;
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::offsets::{Cut, OffsetRange, OffsetVector};
 use watershed_shared::record::DecodedBatch;
 
@@ -106,8 +107,11 @@ pub(crate) async fn merge(maker: Arc<dyn StateMaker>, inputs: Vec<Arc<DeltaRun>>
 async fn merge_here(maker: &dyn StateMaker, inputs: &[Arc<DeltaRun>]) -> Result<Arc<DeltaRun>, String> {
     let coverage =
         joined_coverage(inputs.iter().map(|r| &r.coverage)).ok_or("the runs to be merged do not follow each other")?;
-    let states: Vec<RecordBatch> =
+    let mut states: Vec<RecordBatch> =
         inputs.iter().filter(|r| r.states.num_rows() > 0).map(|r| r.states.clone()).collect();
+    if mutant::is(Mutant::MergedTwice) {
+        states.extend(states.first().cloned());
+    }
     let merged = match states.len() {
         0 => RecordBatch::new_empty(maker.state_schema()),
         1 => states[0].clone(),

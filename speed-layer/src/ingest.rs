@@ -7,6 +7,7 @@ use std::time::Duration;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{DataType, TimeUnit, TimestampMicrosecondType};
 use tokio_util::sync::CancellationToken;
+use watershed_shared::abort_point;
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::config::StreamConfig;
 use watershed_shared::offsets::{OffsetRange, PartitionId};
@@ -155,6 +156,7 @@ async fn process(shared: &Shared, micro: &MicroBatch, progress: BTreeMap<Partiti
             break;
         }
     }
+    abort_point!(process "speed.advanced");
     {
         let mut counts = shared.counts.lock();
         counts.events += micro.rows as u64;

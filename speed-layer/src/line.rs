@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use watershed_shared::clock::Instant;
 use watershed_shared::delta::{DeltaRun, ViewDelta};
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{DefinitionHash, RunId};
 use watershed_shared::offsets::{Cut, OffsetVector, Side};
 
@@ -146,12 +147,16 @@ impl Line {
 
     pub(crate) fn snapshot(&self, position: &OffsetVector, origins: &OffsetVector) -> ViewDelta {
         let shown = self.shown();
+        let mut runs = shown.runs.clone();
+        if mutant::is(Mutant::DroppedBeforeSwap) {
+            runs.retain(|run| !self.plan.boundaries.iter().any(|cut| run.coverage.side(cut) == Side::Below));
+        }
         ViewDelta {
             definition: self.plan.definition.clone(),
             // A cut that does not name a partition stands at its origin: so does this.
             from: shown.from.iter().filter(|(p, o)| origins.get(*p) != Some(*o)).collect(),
             position: shown.position.clone(),
-            runs: shown.runs.clone(),
+            runs,
             joined: self.joined(position),
         }
     }
@@ -188,5 +193,5 @@ impl Line {
 }
 
 pub(crate) fn straddles(run: &DeltaRun, boundaries: &[Cut]) -> bool {
-    boundaries.iter().any(|b| run.coverage.side(b) == Side::Straddles)
+    !mutant::is(Mutant::MergeAcrossBoundary) && boundaries.iter().any(|b| run.coverage.side(b) == Side::Straddles)
 }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use watershed_shared::config::StreamConfig;
 use watershed_shared::log::{self, FeedReader, StreamFeed};
 use watershed_shared::master::{self, MasterDataset, MasterSnapshot};
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
 use watershed_shared::record::{DecodedBatch, EVENT_TIME_MAX, OFFSET, TIMESTAMP};
 
@@ -179,7 +180,8 @@ impl Inner {
         partition: PartitionId,
         range: OffsetRange,
     ) -> Result<RecordBatch, master::Error> {
-        let from = [(partition, range.start)].into_iter().collect();
+        let high = i64::from(mutant::is(Mutant::ReplayOffByOne));
+        let from = [(partition, Offset(range.start.0 + high))].into_iter().collect();
         let until = [(partition, range.end)].into_iter().collect();
         let table = snapshot.scan(Some(&from), &until)?;
         let session = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));

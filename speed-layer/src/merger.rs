@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
+use watershed_shared::abort_point;
 use watershed_shared::clock;
 
 use crate::worker::Shared;
@@ -24,6 +25,7 @@ pub(crate) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
         let Some(merged) = stop.run_until_cancelled(merge).await else {
             return;
         };
+        abort_point!(process "speed.merged");
         match merged {
             Ok(run) => {
                 let mut board = shared.board.lock();

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use watershed_shared::abort_point;
 use watershed_shared::clock;
 use watershed_shared::delta::DeltaRun;
 use watershed_shared::offsets::{Cut, OffsetVector};
@@ -71,6 +72,7 @@ async fn fill_once(shared: &Shared, order: &FillOrder, failures: &mut u32) -> Re
             let runs = runs(&order.maker, &micro, &position, now.boundaries).await;
             // Once more where a boundary came in between.
             if shared.board.lock().advance_fill(order, &position, &micro.end, runs.map_err(Stopped::View)?) {
+                abort_point!(process "speed.replayed");
                 *failures = 0;
                 shared.merge_wanted.notify_one();
                 break;

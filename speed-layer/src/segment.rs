@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{Array, RecordBatch};
+use watershed_shared::abort_point;
 use watershed_shared::delta::DeltaRun;
 use watershed_shared::names::RunId;
 use watershed_shared::offsets::{Coverage, Cut, OffsetRange, OffsetVector, PartitionId, Side};
@@ -52,9 +53,11 @@ impl Segment {
         if from == self.from || self.straddled(&from) {
             return false;
         }
+        abort_point!(process "speed.not_dropped");
         self.runs.retain(|run| run.coverage.side(&from) == Side::AtOrPast);
         self.position = self.position.join(&from);
         self.from = from;
+        abort_point!(process "speed.dropped");
         self.debug_check();
         true
     }

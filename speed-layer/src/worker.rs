@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use watershed_shared::abort_point;
 use watershed_shared::catalog::StreamState;
 use watershed_shared::clock::Instant;
 use watershed_shared::config::StreamConfig;
@@ -280,7 +281,10 @@ impl DeltaService for SpeedHandle {
         let (done, answer) = oneshot::channel();
         shared.commits.send(done).await.map_err(|_| failed())?;
         match answer.await {
-            Ok(true) => Ok(cut),
+            Ok(true) => {
+                abort_point!(process "speed.sealed");
+                Ok(cut)
+            }
             Ok(false) | Err(_) => Err(failed()),
         }
     }

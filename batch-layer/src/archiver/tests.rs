@@ -15,6 +15,7 @@ use watershed_shared::abort_point::{AbortPoint, scope};
 use watershed_shared::config::{Format, StreamConfig};
 use watershed_shared::decode::{Decoder, RunningMaximum};
 use watershed_shared::log::{EmbeddedBroker, FeedOptions, LogClient, ProduceRecord, Producer, StreamFeed};
+use watershed_shared::mutant::{Mutant, assert_noticed};
 use watershed_shared::offsets::OffsetRange;
 use watershed_shared::record::{DecodedBatch, RawBatch, RawRecord};
 use watershed_shared::storage::{FaultRates, Faulty, Settings, Storage};
@@ -302,6 +303,11 @@ async fn archivers_that_race_archive_each_record_once() {
     archivers[0].reach([(0, 900), (1, 900)]).await;
     archivers.remove(0).stop().await;
     check(&storage, 900).await;
+}
+
+#[test]
+fn a_commit_on_a_refreshed_snapshot_is_noticed() {
+    assert_noticed(Mutant::RefreshedSnapshot, "archiver::tests::archivers_that_race_archive_each_record_once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,6 +7,7 @@ use watershed_shared::abort_point;
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
 use watershed_shared::catalog::{Build, BuildMode, BuildOutcome, Generation, Rejected, ViewEvent, ViewState};
 use watershed_shared::clock;
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{Cut, Offset, OffsetVector};
 
@@ -76,7 +77,11 @@ pub(super) async fn execute(
         wait_for_archiver(inner, target, status, &cut).await?;
         read_events(inner, target, status, &plan, &cut).await
     };
-    let (written, delta_version) = cancel.run_until_cancelled(read).await.ok_or(Stopped::Cancelled)??;
+    let read = match mutant::is(Mutant::CancelledPublishes) {
+        true => Some(read.await),
+        false => cancel.run_until_cancelled(read).await,
+    };
+    let (written, delta_version) = read.ok_or(Stopped::Cancelled)??;
     abort_point!("generation written");
 
     status.state = BuildState::Publishing;

@@ -19,6 +19,7 @@ use watershed_shared::builds::BuildStatus;
 use watershed_shared::catalog::{Definition, Rejected, ViewEvent, ViewState};
 use watershed_shared::clock;
 use watershed_shared::master::MasterSnapshot;
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{GenerationId, RunId};
 use watershed_shared::offsets::{Coverage, Cut, Offset, OffsetRange, PartitionId};
 use watershed_shared::paths;
@@ -68,7 +69,10 @@ pub(super) async fn write_runs(
         return Ok(Written { runs, events: 0 });
     }
     let context = context(inner)?;
-    let events = snapshot.scan(Some(&from), cut)?;
+    let from = if mutant::is(Mutant::RefreshFromCut) && plan.base.is_some() { cut.clone() } else { from };
+    let low = i64::from(mutant::is(Mutant::CutOffByOne));
+    let until: Cut = cut.iter().map(|(p, next)| (p, Offset((next.0 - low).max(0)))).collect();
+    let events = snapshot.scan(Some(&from), &until)?;
     let (states, errors) = compiled.state_plan(events)?;
     let written = write(inner, target, &context, states, compiled, &plan.definition, coverage, Some(status)).await?;
     let (mut run, events) = written;

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tracing::warn;
 use watershed_shared::catalog::{Rejected, ViewEvent, ViewState};
 use watershed_shared::config::ViewConfig;
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::register::Register;
 use watershed_shared::view::DimensionTable;
 
@@ -46,7 +47,8 @@ impl View {
                 let known = state.definitions.contains_key(&definition.hash);
                 superseded = known && state.configured.as_ref() != Some(&definition.hash);
                 let event = ViewEvent::Defined { definition: Box::new(definition.clone()) };
-                Ok::<_, Rejected>((!known).then_some(event))
+                let appended = !known || superseded && mutant::is(Mutant::DefinitionReturns);
+                Ok::<_, Rejected>(appended.then_some(event))
             })
             .await
             .with_context(|| format!("record the definition of view `{name}`"))?;

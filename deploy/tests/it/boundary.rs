@@ -10,8 +10,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{Broker, Running};
-use crate::oracle::events::{COLUMNS, DAY, HOUR, Kind, MINUTE, Record, Row, START, rfc3339};
-use crate::oracle::truth::{Log, Seen, events_below};
+use crate::oracle::events::{COLUMNS, DAY, Format, HOUR, Kind, MINUTE, Record, Row, START, rfc3339};
+use crate::oracle::log::{Log, Seen, offsets};
 
 const STREAM: &str = "days";
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -21,11 +21,11 @@ const VIEWS: [&str; 3] = ["all_events", "on_time", "recent"];
 fn the_boundary_between_batch_and_speed_loses_and_repeats_nothing() {
     let broker = Broker::start();
     let dir = tempfile::tempdir().unwrap();
-    let config = config(broker.bootstrap_servers());
+    let config = config(&broker);
     let mut scenario = Scenario {
         running: Some(Running::start(&config, dir.path())),
-        bootstrap: broker.bootstrap_servers().to_owned(),
-        log: Log::new(),
+        broker: &broker,
+        log: Log::default(),
         clock: START,
     };
 
@@ -58,14 +58,14 @@ fn the_boundary_between_batch_and_speed_loses_and_repeats_nothing() {
     scenario.running.take().unwrap().stop();
 }
 
-struct Scenario {
+struct Scenario<'a> {
     running: Option<Running>,
-    bootstrap: String,
+    broker: &'a Broker,
     log: Log,
     clock: i64,
 }
 
-impl Scenario {
+impl Scenario<'_> {
     /// Produces one event for each of `times` (since the start), recorded at `at` or when they happened if that is later.
     fn produce(&mut self, times: &[i64], at: i64) {
         let mut records = Vec::new();
@@ -85,11 +85,8 @@ impl Scenario {
             };
             records.push(((i % 2) as i32, Record { kind: Kind::Event(row), timestamp: self.clock / 1000 }));
         }
-        let payloads: Vec<_> = records.iter().map(|(p, r)| (*p, r.timestamp, r.payload())).collect();
-        let offsets = self.running().client().produce_to_log(&self.bootstrap, STREAM, &payloads);
-        for ((partition, record), offset) in records.into_iter().zip(offsets) {
-            self.log.entry(partition).or_default().push((offset, record));
-        }
+        let broker = self.broker;
+        self.log.produce(Format::Json, records, |payloads| broker.produce(STREAM, payloads));
     }
 
     fn running(&self) -> &Running {
@@ -97,8 +94,7 @@ impl Scenario {
     }
 
     fn ask(&self, step: &str) {
-        let ends: BTreeMap<i32, i64> =
-            self.log.iter().filter_map(|(p, records)| Some((*p, records.last()?.0 + 1))).collect();
+        let ends = self.log.ends();
         for view in VIEWS {
             let body = self.running().client().view_waiting(view, &ends, PATIENCE);
             self.check(view, &body, step);
@@ -143,10 +139,7 @@ impl Scenario {
 
     fn check(&self, view: &str, body: &Value, step: &str) {
         let meta = &body["meta"]["views"][view];
-        let partitions = meta["partitions"].as_object().expect("partitions");
-        let position: BTreeMap<i32, i64> =
-            partitions.iter().map(|(p, m)| (p.parse().unwrap(), m["position"].as_i64().unwrap())).collect();
-        let seen = events_below(&self.log, &position);
+        let seen = self.log.seen_below(&offsets(meta, "position"));
         let mut truth = match view {
             "on_time" => by_hour(seen.iter().filter(|e| !e.late)),
             _ => by_hour(seen.iter()),
@@ -179,17 +172,12 @@ fn by_hour<'a>(seen: impl Iterator<Item = &'a Seen<'a>>) -> BTreeMap<i64, (i64, 
     hours
 }
 
-fn config(bootstrap: &str) -> String {
+fn config(broker: &Broker) -> String {
     let sql = "SELECT date_bin(INTERVAL '1 hour', t) AS hour, count(*) AS n, sum(v) AS sv FROM days GROUP BY 1";
+    let beginning = broker.config("200 ms", "");
     format!(
         r#"
-data_dir = "data"
-[kafka]
-bootstrap_servers = "{bootstrap}"
-[http]
-listen = "127.0.0.1:0"
-[archive]
-commit_interval = "200 ms"
+{beginning}
 [stream.days]
 partitions = 2
 format = "json"

@@ -25,6 +25,7 @@ pub(crate) struct Broker {
     /// `None` while it is stopped.
     broker: Option<EmbeddedBroker>,
     runtime: Runtime,
+    producer: FutureProducer,
     dir: tempfile::TempDir,
     bootstrap_servers: String,
 }
@@ -36,11 +37,35 @@ impl Broker {
         let listen = "127.0.0.1:0".parse().expect("an address");
         let broker = runtime.block_on(EmbeddedBroker::start(dir.path(), listen)).expect("the broker starts");
         let bootstrap_servers = broker.bootstrap_servers().to_owned();
-        Self { broker: Some(broker), runtime, dir, bootstrap_servers }
+        let producer = producer(&bootstrap_servers);
+        Self { broker: Some(broker), runtime, producer, dir, bootstrap_servers }
     }
 
     pub(crate) fn bootstrap_servers(&self) -> &str {
         &self.bootstrap_servers
+    }
+
+    /// Produces to the log itself, past the platform; answers the offset of each record.
+    pub(crate) fn produce(&self, topic: &str, records: &[(i32, i64, Option<Vec<u8>>)]) -> Vec<i64> {
+        produce(&self.runtime, &self.producer, topic, records)
+    }
+
+    /// The beginning of a configuration whose log this is: everything up to the streams.
+    pub(crate) fn config(&self, archive_interval: &str, speed: &str) -> String {
+        format!(
+            r#"
+data_dir = "data"
+[kafka]
+bootstrap_servers = "{}"
+[http]
+listen = "127.0.0.1:0"
+[archive]
+commit_interval = "{archive_interval}"
+[speed]
+{speed}
+"#,
+            self.bootstrap_servers
+        )
     }
 
     /// Goes away, with all connections.
@@ -94,8 +119,13 @@ impl Running {
 
     /// As [`Running::start`], with environment variables; does not wait for readiness if the program ends first.
     pub(crate) fn start_with(config: &str, dir: &Path, env: &[(&str, &str)]) -> Self {
+        Self::start_within(config, dir, env, START_PATIENCE)
+    }
+
+    /// As [`Running::start_with`], ready within `patience`.
+    pub(crate) fn start_within(config: &str, dir: &Path, env: &[(&str, &str)], patience: Duration) -> Self {
         let mut running = Self::spawn(config, dir, env);
-        let deadline = Instant::now() + START_PATIENCE;
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = running.child.try_wait().expect("the process can be waited for") {
                 if env.iter().any(|(name, _)| *name == "WATERSHED_ABORT_AT") {
@@ -107,8 +137,8 @@ impl Running {
                 return running;
             }
             if Instant::now() > deadline {
-                let status = running.client.get("/v1/status");
-                panic!("not ready after {START_PATIENCE:?} with {env:?}: {status:?}\n{}", running.log());
+                let status = (!running.client.url.is_empty()).then(|| running.client.get("/v1/status"));
+                panic!("not ready after {patience:?} with {env:?}: {status:?}\n{}", running.log());
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -202,16 +232,16 @@ impl Running {
         self.child.wait().expect("the process can be waited for");
     }
 
-    /// Waits until the program has ended by itself.
-    pub(crate) fn wait(mut self, patience: Duration) -> std::process::ExitStatus {
+    /// Whether the program ends by itself within `patience`.
+    pub(crate) fn ended_within(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the process can be waited for") {
-                return status;
+        while self.child.try_wait().expect("the process can be waited for").is_none() {
+            if Instant::now() > deadline {
+                return false;
             }
-            assert!(Instant::now() < deadline, "the program goes on:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+        true
     }
 }
 
@@ -277,6 +307,16 @@ impl Client {
         body
     }
 
+    /// The view's rows where `filter` holds.
+    pub(crate) fn view_where(&self, view: &str, filter: &str) -> Value {
+        let request = self.http.get(format!("{}/v1/views/{view}", self.url)).query(&[("where", filter)]);
+        let response = request.timeout(START_PATIENCE).send().expect("an answer");
+        let status = response.status().as_u16();
+        let body: Value = response.json().expect("JSON");
+        assert_eq!(status, 200, "{view} where {filter}: {body}");
+        body
+    }
+
     /// The whole view at a position that has reached `offsets`.
     pub(crate) fn view_waiting(&self, view: &str, offsets: &BTreeMap<i32, i64>, patience: Duration) -> Value {
         let wanted: BTreeMap<String, i64> = offsets.iter().map(|(p, o)| (p.to_string(), *o)).collect();
@@ -331,12 +371,19 @@ impl Client {
         }
     }
 
-    /// The numbers of the view's generations.
-    pub(crate) fn generations(&self, view: &str) -> Vec<u64> {
+    /// Asks for the end of a build; answers the status.
+    pub(crate) fn cancel(&self, id: &str) -> u16 {
+        let request = self.http.delete(format!("{}/v1/rebuilds/{id}", self.url)).timeout(START_PATIENCE);
+        request.send().expect("an answer").status().as_u16()
+    }
+
+    /// The view's generations: number and definition.
+    pub(crate) fn generations(&self, view: &str) -> Vec<(u64, String)> {
         let (status, body) = self.get(&format!("/v1/views/{view}/generations"));
         assert_eq!(status, 200, "{view}: {body}");
         let list = body["generations"].as_array().expect("generations");
-        list.iter().map(|g| g["generation"].as_u64().expect("a number")).collect()
+        let definition = |g: &Value| g["definition"].as_str().expect("a hash").to_owned();
+        list.iter().map(|g| (g["generation"].as_u64().expect("a number"), definition(g))).collect()
     }
 
     /// Starts an activation; answers the id of its build.
@@ -353,7 +400,9 @@ impl Client {
         topic: &str,
         records: &[(i32, i64, Option<Vec<u8>>)],
     ) -> Vec<i64> {
-        produce(self.runtime(), &self.producers, bootstrap, topic, records)
+        let mut producers = self.producers.lock();
+        let producer = producers.entry(bootstrap.to_owned()).or_insert_with(|| producer(bootstrap));
+        produce(self.runtime(), producer, topic, records)
     }
 
     /// Deletes the topic and makes another one of the same name.
@@ -404,22 +453,18 @@ fn admin(bootstrap: &str) -> AdminClient<DefaultClientContext> {
     ClientConfig::new().set("bootstrap.servers", bootstrap).create().expect("a client")
 }
 
+fn producer(bootstrap: &str) -> FutureProducer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", bootstrap).set("enable.idempotence", "true").set("linger.ms", "2");
+    config.create().expect("a producer")
+}
+
 fn produce(
     runtime: &Runtime,
-    producers: &Mutex<BTreeMap<String, FutureProducer>>,
-    bootstrap: &str,
+    producer: &FutureProducer,
     topic: &str,
     records: &[(i32, i64, Option<Vec<u8>>)],
 ) -> Vec<i64> {
-    let producer = producers
-        .lock()
-        .entry(bootstrap.to_owned())
-        .or_insert_with(|| {
-            let mut config = ClientConfig::new();
-            config.set("bootstrap.servers", bootstrap).set("enable.idempotence", "true").set("linger.ms", "2");
-            config.create().expect("a producer")
-        })
-        .clone();
     let offsets = runtime.block_on(async {
         let mut waiting = Vec::with_capacity(records.len());
         for (partition, timestamp, payload) in records {

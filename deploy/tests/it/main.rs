@@ -5,6 +5,7 @@ mod check;
 mod command_line;
 mod harness;
 mod losses;
+mod mutants;
 mod oracle;
 mod processes;
 mod produce;

@@ -1,6 +1,7 @@
 //! Developers' tasks: `cargo xtask <task>`.
 
 mod cluster_commands;
+mod mutants;
 mod tasks;
 
 use std::process::ExitCode;
@@ -26,6 +27,11 @@ enum Task {
     /// Real Kafka and HDFS on this machine.
     #[command(subcommand)]
     Cluster(cluster_commands::ClusterCommand),
+    /// Switches on each classic bug in turn and shows which seed of the oracle notices it.
+    Mutants {
+        /// Only these, separated by commas.
+        names: Option<String>,
+    },
     /// Runs the oracle over many seeds.
     Oracle {
         /// How many seeds.
@@ -63,6 +69,7 @@ fn execute(task: &Task) -> anyhow::Result<()> {
         Task::Test { filter } => tasks::test(filter.as_deref()),
         Task::Setup => tasks::setup().map(|_| ()),
         Task::Cluster(command) => cluster_commands::execute(command),
+        Task::Mutants { names } => mutants::show(names.as_deref()),
         Task::Oracle { seeds, from } => tasks::oracle(*from, *seeds),
         Task::Bench { quick, runs, names } => tasks::bench(*quick, *runs, names),
     }

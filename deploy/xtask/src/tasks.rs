@@ -91,7 +91,7 @@ pub(crate) fn bench(quick: bool, runs: usize, names: &[String]) -> Result<()> {
 ///
 /// SUBTLE: build scripts watch some of these variables, `ring`'s for one: with them everything above it would be
 /// compiled again whenever `cargo xtask test` follows `cargo test`.
-fn cargo() -> Command {
+pub(crate) fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();

@@ -12,9 +12,11 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use watershed_shared::abort_point;
 use watershed_shared::catalog::{Generation, StreamState, ViewState};
 use watershed_shared::clock;
 use watershed_shared::delta::{Reason, StreamDelta};
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{DefinitionHash, GenerationId};
 use watershed_shared::offsets::{OffsetVector, Position};
 use watershed_shared::run::RunsTable;
@@ -93,7 +95,13 @@ impl Front {
             let mut reasons = delta.reasons.clone();
             reasons.extend(self.stream_reasons(speed_stopped));
             let next = self.next(&last, &delta, &states, &mut made, &reasons);
+            let swapped = next.views.iter().any(|(view, answer)| {
+                last.views.get(view).is_some_and(|last| last.generation_id() != answer.generation_id())
+            });
             self.answers.send_replace(Arc::new(next));
+            if swapped {
+                abort_point!(process "serving.swapped");
+            }
 
             let changed = self.views.values_mut().map(|receiver| Box::pin(receiver.changed()));
             let any_register = async {
@@ -284,6 +292,7 @@ impl Front {
         };
         let now = clock::now();
         let at_stream = position == delta.origins.join(&delta.position);
+        let position = if mutant::is(Mutant::PositionAhead) { position.join(&delta.log_end) } else { position };
         Ok(ViewAnswer {
             view: view.to_owned(),
             stream: self.stream.clone(),
@@ -296,7 +305,10 @@ impl Front {
                 _ => state.definitions.get(&pair.definition).and_then(|d| d.retain),
             },
             origins: delta.origins.clone(),
-            event_time_max: at_stream.then(|| delta.partitions.values().filter_map(|p| p.event_time_max).max()),
+            event_time_max: at_stream.then(|| {
+                let mut maxima = delta.partitions.values().filter_map(|p| p.event_time_max);
+                if mutant::is(Mutant::RetentionByOnePartition) { maxima.next() } else { maxima.max() }
+            }),
             log_end: delta.log_end.clone(),
             reasons: Vec::new(),
             runs,

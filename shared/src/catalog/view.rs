@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Rejected;
 use crate::config::Late;
+use crate::mutant::{self, Mutant};
 use crate::names::{BuildId, DefinitionHash, GenerationId};
 use crate::offsets::Cut;
 use crate::run::RunMeta;
@@ -224,7 +225,8 @@ impl ViewState {
 
     /// The newest generation of `definition`: the base of its next refresh.
     pub fn newest_generation(&self, definition: &DefinitionHash) -> Option<&Generation> {
-        if self.active.as_ref() == Some(definition) && self.active_generation().is_some() {
+        let own = self.active.as_ref() == Some(definition) || mutant::is(Mutant::OtherDefinition);
+        if own && self.active_generation().is_some() {
             return self.active_generation();
         }
         self.generations.iter().rev().find(|g| g.definition == *definition)

@@ -68,6 +68,7 @@ use self::scan::Scanner;
 use self::value::Scratch;
 use crate::columns::{column_path, sql_type};
 use crate::config::{EpochUnit, Format, StreamConfig};
+use crate::mutant::{self, Mutant};
 use crate::record::{self, DeadLetter, DecodedBatch, RawBatch, RawRecord};
 
 /// Why a stream as it is declared cannot be decoded.
@@ -109,7 +110,8 @@ impl RunningMaximum {
     /// would never have a watermark.
     pub fn observe(&mut self, event_time: Option<i64>, timestamp: Option<i64>, max_ahead_micros: i64) -> bool {
         let Some(event_time) = event_time else { return false };
-        if timestamp.is_some_and(|timestamp| event_time > timestamp.saturating_add(max_ahead_micros)) {
+        let ahead = timestamp.is_some_and(|timestamp| event_time > timestamp.saturating_add(max_ahead_micros));
+        if ahead && !mutant::is(Mutant::AheadRaisesMaximum) {
             return true;
         }
         self.event_time_max = self.event_time_max.max(Some(event_time));

@@ -16,6 +16,7 @@ use super::snapshot::app_id;
 use super::table::{Change, Committed};
 use super::write::{Files, write};
 use super::{Error, MasterDataset, MasterSnapshot, reload, schema};
+use crate::mutant::{self, Mutant};
 use crate::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
 use crate::record::{DATE, DeadLetter, DecodedBatch};
 use crate::{abort_point, clock, paths};
@@ -77,7 +78,8 @@ impl MasterDataset {
         // SUBTLE: dead letters come first. If we end here, the next archiver finds the events' offsets unmoved, decodes
         // the same records again, and skips the dead letters that their own `txn` says are there. The other way round a
         // crash would lose them.
-        let dead_letters = self.append_dead_letters(batches).await?;
+        let letters_first = !mutant::is(Mutant::DeadLettersAfterEvents);
+        let dead_letters = if letters_first { self.append_dead_letters(batches).await? } else { 0 };
         abort_point!("master.dead_letters_committed");
 
         let mut files = Files::new(SchemaRef::clone(&inner.schema), inner.event_time);
@@ -104,6 +106,7 @@ impl MasterDataset {
         // A commit that others made meanwhile and that moved none of our offsets, as a compaction, is no conflict.
         let mut base = Arc::clone(&snapshot.state);
         loop {
+            let adds = if mutant::is(Mutant::OffsetsBeforeData) { &[] } else { adds.as_slice() };
             let change = Change {
                 actions: adds.iter().cloned().map(Action::Add).collect(),
                 txns: self.txns(&ranges),
@@ -120,7 +123,8 @@ impl MasterDataset {
             }
             let present = self.snapshot().await?;
             let unmoved = |p: &PartitionId| present.archived_until().get(*p) == snapshot.archived_until().get(*p);
-            if present.version() <= base.version || !ranges.keys().all(unmoved) {
+            let unmoved = ranges.keys().all(unmoved) || mutant::is(Mutant::RefreshedSnapshot);
+            if present.version() <= base.version || !unmoved {
                 return Ok(AppendOutcome::Conflict);
             }
             commit.archived_until = present.archived_until().join(&commit.archived_until);
@@ -128,6 +132,14 @@ impl MasterDataset {
         }
         commit.version = base.version + 1;
         abort_point!("master.committed");
+        if !letters_first {
+            commit.dead_letters = self.append_dead_letters(batches).await?;
+        }
+        if mutant::is(Mutant::OffsetsBeforeData) {
+            let actions = adds.into_iter().map(Action::Add).collect();
+            let change = Change { actions, txns: vec![], operation: append_operation(), note: json!({}) };
+            inner.events.commit(&self.snapshot().await?.state, change).await?;
+        }
         self.checkpoint_if_due(commit.version).await;
         Ok(AppendOutcome::Committed(commit))
     }
@@ -179,7 +191,9 @@ impl MasterDataset {
     }
 
     fn txns(&self, ranges: &BTreeMap<PartitionId, OffsetRange>) -> Vec<Transaction> {
-        ranges.iter().map(|(partition, range)| transaction(&self.inner.topic_key, *partition, range.end)).collect()
+        let low = i64::from(mutant::is(Mutant::TxnOffByOne));
+        let next = |range: &OffsetRange| Offset(range.end.0 - low);
+        ranges.iter().map(|(partition, range)| transaction(&self.inner.topic_key, *partition, next(range))).collect()
     }
 
     pub(super) async fn checkpoint_if_due(&self, version: u64) {

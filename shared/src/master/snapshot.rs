@@ -15,6 +15,7 @@ use super::table::TableState;
 use super::{DataFile, Error, MasterDataset};
 use crate::decode::RunningMaximum;
 use crate::log::{Seed, Seeds, SeedsError};
+use crate::mutant::{self, Mutant};
 use crate::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
 use crate::paths;
 use crate::record::{EVENT_TIME_MAX, OFFSET, TIMESTAMP};
@@ -163,7 +164,10 @@ impl MasterSnapshot {
         let partitions: Vec<_> = self.archived_until.iter().collect();
         stream::iter(partitions)
             .map(|(partition, archived_until)| async move {
-                let event_time_max = self.event_time_max_at(partition, archived_until).await?;
+                let event_time_max = match mutant::is(Mutant::MaximumNotSeeded) {
+                    true => None,
+                    false => self.event_time_max_at(partition, archived_until).await?,
+                };
                 Ok((partition, Seed { archived_until, event_time_max }))
             })
             .buffer_unordered(8)

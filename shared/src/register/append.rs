@@ -5,8 +5,8 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::{Error, Known, Record, Register, RegisterState, record};
-use crate::clock;
 use crate::storage::CreateOutcome;
+use crate::{abort_point, clock};
 
 /// `kept_from` is raised by at least so many numbers at a time.
 const PRUNE_STEP: u64 = 100;
@@ -135,6 +135,7 @@ impl<S: RegisterState> Register<S> {
             CreateOutcome::Created => true,
             CreateOutcome::Exists(_) => false,
         };
+        abort_point!(process "register.created");
         if !self.settle(head.as_ref(), &mine, created).await? {
             return Ok(AppendOutcome::Lost);
         }

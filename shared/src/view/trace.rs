@@ -7,6 +7,7 @@ use datafusion::logical_expr::utils::{conjunction, split_conjunction_owned};
 use datafusion::logical_expr::{Expr, ExprSchemable, Filter, LogicalPlan, Operator};
 
 use super::split::replace_at;
+use crate::mutant::{self, Mutant};
 
 /// `expr`, which is over the output of `plan`, as an expression over the output of the node at the end of `path`;
 /// `None` when something on the way computes it otherwise than event by event from there.
@@ -66,7 +67,9 @@ fn strip(plan: LogicalPlan, path: &[usize], safe: &mut Vec<Expr>) -> Result<Logi
     let mut kept = vec![];
     if let LogicalPlan::Filter(filter) = &plan {
         for conjunct in split_conjunction_owned(filter.predicate.clone()) {
-            match trace_down(&conjunct, &filter.input, rest).filter(|e| cannot_fail(e, &scan_schema)) {
+            match trace_down(&conjunct, &filter.input, rest)
+                .filter(|e| cannot_fail(e, &scan_schema) || mutant::is(Mutant::AllFiltersPushed))
+            {
                 Some(traced) => safe.push(without_qualifiers(&traced)?),
                 None => kept.push(conjunct),
             }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use watershed_shared::abort_point;
+
 use super::{Change, DeltaStore, StoreError};
 
 /// Bytes of pages that sled keeps in memory: the runs are in memory anyway.
@@ -29,6 +31,7 @@ impl SledStore {
             Err(error) => error,
         };
         let aside = set_aside(path).map_err(|e| StoreError::Failed(Box::new(e)))?;
+        abort_point!(process "speed.set_aside");
         tracing::warn!(path = %path.display(), aside = %aside.display(), %error, "delta store damaged: set aside, replaying");
         try_open(path)
     }

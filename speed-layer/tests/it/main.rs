@@ -1,5 +1,6 @@
 //! Tests of the speed layer as its users see it.
 
+mod mutants;
 mod oracle;
 mod real;
 mod sled;

@@ -38,6 +38,26 @@ pub(crate) enum Kind {
     Tombstone,
 }
 
+/// How records are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Json,
+    Csv,
+    /// Of a row only its [`Row::line`].
+    Text,
+}
+
+impl Format {
+    /// As the configuration names it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Csv => "csv",
+            Self::Text => "text",
+        }
+    }
+}
+
 /// One record as it goes to the log.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
@@ -47,9 +67,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn payload(&self) -> Option<Vec<u8>> {
+    pub(crate) fn payload(&self, format: Format) -> Option<Vec<u8>> {
         match &self.kind {
-            Kind::Event(row) => Some(row.json().to_string().into_bytes()),
+            Kind::Event(row) => Some(match format {
+                Format::Json => row.json().to_string().into_bytes(),
+                Format::Csv => row.csv().into_bytes(),
+                Format::Text => row.line().into_bytes(),
+            }),
             Kind::Bad(bytes) => Some(bytes.clone()),
             Kind::Tombstone => None,
         }
@@ -57,6 +81,27 @@ impl Record {
 }
 
 impl Row {
+    /// The columns in their order; text in quotes, since anything may stand in it.
+    fn csv(&self) -> String {
+        let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
+        let fields = [
+            self.k.map(|k| k.to_string()),
+            self.s.as_deref().map(quoted),
+            Some(self.v.to_string()),
+            self.d.map(decimal),
+            self.f.map(|f| json!(f).to_string()),
+            self.b.map(|b| b.to_string()),
+            self.t.map(rfc3339),
+            Some(quoted(&json!({"x": self.x, "l": self.l}).to_string())),
+        ];
+        fields.map(Option::unwrap_or_default).join(",")
+    }
+
+    /// What a record of a text stream holds of it.
+    pub(crate) fn line(&self) -> String {
+        format!("{}{}", self.s.as_deref().unwrap_or_default(), self.k.map(|k| k.to_string()).unwrap_or_default())
+    }
+
     fn json(&self) -> Value {
         let mut object = Map::new();
         let mut put = |name: &str, value: Option<Value>| {
@@ -89,22 +134,53 @@ pub(crate) fn rfc3339(micros: i64) -> String {
     time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true)
 }
 
+const BAD_JSON: &[&[u8]] = &[
+    b"{\"v\": 1",
+    b"not json",
+    b"{\"v\": \"many\"}",
+    b"{\"k\": 1}",
+    b"",
+    b"{\"v\":1}{\"v\":2}",
+    b"[1]",
+    b"{\"v\": 1, \"s\": \"\xff\"}",
+    b"{\"v\": null}",
+];
+const BAD_CSV: &[&[u8]] = &[
+    b"",
+    b"1,a,many,,,,,",
+    b"1,a,,,,,,",
+    b"1,a,1,,,,,,",
+    b"1,\"a,1,,,,,",
+    b"1,\"a\"b,1,,,,,",
+    b"1,a,1,,,,,\n1,a,1,,,,,",
+    b"1,\xff,1,,,,,",
+    b"1,a,1,,,,,{",
+];
+const BAD_TEXT: &[&[u8]] = &[b"\xff", b"a \xc3"];
+
 /// Makes records whose event time goes forward in leaps, with late ones, ones without, and clocks that are wrong.
 #[derive(Debug)]
 pub(crate) struct Generator {
     random: StdRng,
     now: i64,
+    partitions: i32,
+    format: Format,
     pub(crate) bad_percent: u32,
 }
 
 impl Generator {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64, partitions: i32, format: Format) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let bad_percent = [0, 2, 10, 50][random.random_range(0..4)];
-        Self { random, now: START, bad_percent }
+        Self { random, now: START, partitions, format, bad_percent }
     }
 
-    pub(crate) fn record(&mut self) -> Record {
+    /// A record, and the partition that it goes to.
+    pub(crate) fn placed(&mut self) -> (i32, Record) {
+        (self.random.random_range(0..self.partitions), self.record())
+    }
+
+    fn record(&mut self) -> Record {
         let r = &mut self.random;
         self.now += match r.random_range(0..20) {
             0 => r.random_range(0..HOUR),
@@ -112,20 +188,14 @@ impl Generator {
         };
         let timestamp = self.now / 1000;
         if r.random_range(0..100) < self.bad_percent {
-            let bad: [&[u8]; 9] = [
-                b"{\"v\": 1",
-                b"not json",
-                b"{\"v\": \"many\"}",
-                b"{\"k\": 1}",
-                b"",
-                b"{\"v\":1}{\"v\":2}",
-                b"[1]",
-                b"{\"v\": 1, \"s\": \"\xff\"}",
-                b"{\"v\": null}",
-            ];
+            let bad = match self.format {
+                Format::Json => BAD_JSON,
+                Format::Csv => BAD_CSV,
+                Format::Text => BAD_TEXT,
+            };
             let kind = match r.random_range(0..10) {
                 9 => Kind::Tombstone,
-                i => Kind::Bad(bad[i].to_vec()),
+                i => Kind::Bad(bad[i % bad.len()].to_vec()),
             };
             return Record { kind, timestamp };
         }
@@ -140,6 +210,8 @@ impl Generator {
             k: if r.random_bool(0.1) { None } else { Some(r.random_range(-3..6)) },
             s: match r.random_range(0..10) {
                 0 => None,
+                // An empty field of CSV is NULL.
+                1 if self.format == Format::Csv => None,
                 1 => Some(String::new()),
                 2 => Some("Ünï \"cødé\"\n\\".to_owned()),
                 n => Some(format!("s{}", n % 4)),

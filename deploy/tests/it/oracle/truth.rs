@@ -1,45 +1,11 @@
-//! The recount in plain Rust: what each view's SQL means over the generator's values.
+//! The views, and the recount in plain Rust: what each view's SQL means over the generator's values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use super::events::{ALLOWED_LATENESS, HOUR, Kind, MAX_AHEAD, Record, Row, decimal, rfc3339};
-
-/// What the log holds of one partition: offset, record.
-pub(crate) type Log = BTreeMap<i32, Vec<(i64, Record)>>;
-
-/// An event with what its partition's prefix makes of it.
-#[derive(Debug, Clone)]
-pub(crate) struct Seen<'a> {
-    pub(crate) partition: i32,
-    pub(crate) offset: i64,
-    pub(crate) row: &'a Row,
-    pub(crate) late: bool,
-}
-
-/// The events below `position`, in partition and offset order.
-pub(crate) fn events_below<'a>(log: &'a Log, position: &BTreeMap<i32, i64>) -> Vec<Seen<'a>> {
-    let mut seen = Vec::new();
-    for (partition, records) in log {
-        let end = position.get(partition).copied().unwrap_or(0);
-        let mut max: Option<i64> = None;
-        for (offset, record) in records.iter().filter(|(o, _)| *o < end) {
-            let Kind::Event(row) = &record.kind else { continue };
-            let late = match (row.t, max) {
-                (Some(t), Some(max)) => t < max - ALLOWED_LATENESS,
-                _ => false,
-            };
-            seen.push(Seen { partition: *partition, offset: *offset, row, late });
-            if let Some(t) = row.t
-                && t <= record.timestamp * 1000 + MAX_AHEAD
-            {
-                max = Some(max.map_or(t, |m| m.max(t)));
-            }
-        }
-    }
-    seen
-}
+use super::events::{HOUR, MINUTE, Row, decimal, rfc3339};
+use super::log::Seen;
 
 /// A view and its recount.
 #[derive(Clone, Copy)]
@@ -52,7 +18,14 @@ pub(crate) struct ViewCase {
     /// Columns that tell rows apart.
     pub(crate) key: &'static [&'static str],
     pub(crate) truth: fn(&[Seen<'_>]) -> Vec<Value>,
+    /// Whether the view's SQL fails on the event.
+    pub(crate) fails: fn(&Seen<'_>) -> bool,
+    /// It can be looked up by `k` alone.
+    pub(crate) by_k: bool,
 }
+
+const PLAIN: ViewCase =
+    ViewCase { name: "", sql: "", extra: "", key: &[], truth: |_| vec![], fails: |_| false, by_k: false };
 
 impl std::fmt::Debug for ViewCase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -65,86 +38,124 @@ pub(crate) const VIEWS: &[ViewCase] = &[
     ViewCase {
         name: "by_key",
         sql: "SELECT k, count(*) AS n, count(s) AS ns, sum(v) AS sv, avg(f) AS af, min(s) AS lo, max(d) AS hi FROM {stream} GROUP BY k",
-        extra: "",
         key: &["k"],
         truth: by_key,
+        by_k: true,
+        ..PLAIN
     },
     ViewCase {
         name: "by_hour",
         sql: "SELECT date_bin(INTERVAL '1 hour', t) AS hour, b, count(*) AS n, sum(d) AS sd, count(*) FILTER (WHERE v > 0) AS pos FROM {stream} GROUP BY 1, 2",
-        extra: "",
         key: &["hour", "b"],
         truth: by_hour,
-    },
-    ViewCase {
-        name: "not_late",
-        sql: "SELECT date_bin(INTERVAL '1 hour', t) AS hour, b, count(*) AS n, sum(d) AS sd, count(*) FILTER (WHERE v > 0) AS pos FROM {stream} GROUP BY 1, 2",
-        extra: "late = \"exclude\"",
-        key: &["hour", "b"],
-        truth: |seen| by_hour(&seen.iter().filter(|e| !e.late).cloned().collect::<Vec<_>>()),
+        ..PLAIN
     },
     ViewCase {
         name: "total",
         sql: "SELECT count(*) AS n, sum(v) AS sv, count(DISTINCT s) AS strings, max(t) AS newest, sum(CASE WHEN _late THEN 1 ELSE 0 END) AS late FROM {stream}",
-        extra: "",
         key: &[],
         truth: total,
+        ..PLAIN
     },
     ViewCase {
         name: "big_groups",
         sql: "SELECT k % 2 AS parity, sum(v) + count(*) AS mixed FROM {stream} WHERE k IS NOT NULL GROUP BY k % 2 HAVING count(*) > 3",
-        extra: "",
         key: &["parity"],
         truth: big_groups,
+        ..PLAIN
     },
     ViewCase {
         name: "rows",
         sql: "SELECT _partition, _offset, upper(s) AS s, v * 2 AS w FROM {stream} WHERE b",
-        extra: "",
         key: &["_partition", "_offset"],
         truth: rows,
+        ..PLAIN
     },
     ViewCase {
         name: "failing",
         sql: "SELECT k, sum(1000 / v) AS q, count(*) AS n FROM {stream} GROUP BY k",
-        extra: "",
         key: &["k"],
         truth: failing,
+        fails: |e| e.row.v == 0,
+        by_k: true,
+        ..PLAIN
     },
     ViewCase {
         name: "joined",
         sql: "SELECT names.name, count(*) AS n, sum(v) AS sv FROM {stream} LEFT JOIN names ON {stream}.k = names.k GROUP BY names.name",
-        extra: "",
         key: &["name"],
         truth: joined,
+        ..PLAIN
     },
     ViewCase {
         name: "levels",
         sql: "SELECT n, count(*) AS groups FROM (SELECT s, k, count(*) AS n FROM {stream} GROUP BY s, k) AS inner_counts GROUP BY n",
-        extra: "",
         key: &["n"],
         truth: levels,
+        ..PLAIN
     },
     ViewCase {
         name: "ordered",
         sql: "SELECT b, first_value(v ORDER BY t DESC NULLS LAST) AS newest, array_agg(k ORDER BY v) AS ks FROM {stream} WHERE t IS NOT NULL GROUP BY b",
-        extra: "",
         key: &["b"],
         truth: ordered,
+        ..PLAIN
     },
     ViewCase {
         name: "rolled",
         sql: "SELECT k, b, grouping(b) AS g, count(*) AS n, max(o.x) AS x FROM {stream} GROUP BY ROLLUP (k, b)",
-        extra: "",
         key: &["k", "b", "g", "n"],
         truth: rolled,
+        ..PLAIN
     },
     ViewCase {
         name: "spread",
         sql: "SELECT s, stddev(v) AS sd, median(v) AS md, bool_or(b) AS any, bit_xor(v) AS bx, approx_distinct(v) AS ad FROM {stream} WHERE v BETWEEN -1000 AND 1000 GROUP BY s",
-        extra: "",
         key: &["s"],
         truth: spread,
+        ..PLAIN
+    },
+    ViewCase {
+        name: "filtered",
+        sql: "SELECT k, count(*) AS n FROM {stream} WHERE 1000 / v > 3 AND k > 0 GROUP BY k",
+        key: &["k"],
+        truth: filtered,
+        fails: |e| e.row.v == 0 && e.row.k.is_some_and(|k| k > 0),
+        by_k: true,
+        ..PLAIN
+    },
+    ViewCase {
+        name: "recent",
+        sql: "SELECT date_bin(INTERVAL '1 minute', t) AS minute, count(*) AS n, sum(v) AS sv FROM {stream} GROUP BY 1",
+        extra: "retain = \"1 hour\"",
+        key: &["minute"],
+        truth: recent,
+        ..PLAIN
+    },
+];
+
+/// Views of a text stream.
+pub(crate) const TEXT_VIEWS: &[ViewCase] = &[
+    ViewCase {
+        name: "lines",
+        sql: "SELECT line, count(*) AS n FROM {stream} GROUP BY line",
+        key: &["line"],
+        truth: lines,
+        ..PLAIN
+    },
+    ViewCase {
+        name: "lengths",
+        sql: "SELECT _partition, count(*) AS n, sum(character_length(line)) AS characters, max(_offset) AS last FROM {stream} GROUP BY _partition",
+        key: &["_partition"],
+        truth: lengths,
+        ..PLAIN
+    },
+    ViewCase {
+        name: "long_lines",
+        sql: "SELECT _partition, _offset, line FROM {stream} WHERE character_length(line) > 3",
+        key: &["_partition", "_offset"],
+        truth: long_lines,
+        ..PLAIN
     },
 ];
 
@@ -221,6 +232,47 @@ fn failing(seen: &[Seen<'_>]) -> Vec<Value> {
         .collect()
 }
 
+fn filtered(seen: &[Seen<'_>]) -> Vec<Value> {
+    let kept: Vec<_> =
+        seen.iter().filter(|e| e.row.v != 0 && 1000 / e.row.v > 3 && e.row.k.is_some_and(|k| k > 0)).cloned().collect();
+    group(&kept, |r| r.k).into_iter().map(|(k, events)| json!({"k": k, "n": events.len()})).collect()
+}
+
+/// Minutes from the greatest running maximum over all partitions less an hour on.
+fn recent(seen: &[Seen<'_>]) -> Vec<Value> {
+    let bound = seen.iter().filter(|e| e.counts).filter_map(|e| e.row.t).max().map(|max| max - HOUR);
+    let minutes = group(seen, |r| r.t.map(|t| t.div_euclid(MINUTE) * MINUTE)).into_iter();
+    minutes
+        .filter(|(minute, _)| minute.zip(bound).is_none_or(|(minute, bound)| minute >= bound))
+        .map(|(minute, events)| {
+            json!({"minute": minute.map(rfc3339), "n": events.len(), "sv": sum(events.iter().map(|e| e.row.v))})
+        })
+        .collect()
+}
+
+fn lines(seen: &[Seen<'_>]) -> Vec<Value> {
+    let groups = group(seen, Row::line).into_iter();
+    groups.map(|(line, events)| json!({"line": line, "n": events.len()})).collect()
+}
+
+fn lengths(seen: &[Seen<'_>]) -> Vec<Value> {
+    let mut partitions: BTreeMap<i32, (usize, usize, i64)> = BTreeMap::new();
+    for event in seen {
+        let (n, characters, last) = partitions.entry(event.partition).or_default();
+        *n += 1;
+        *characters += event.row.line().chars().count();
+        *last = event.offset;
+    }
+    let rows = partitions.into_iter();
+    rows.map(|(p, (n, characters, last))| json!({"_partition": p, "n": n, "characters": characters, "last": last}))
+        .collect()
+}
+
+fn long_lines(seen: &[Seen<'_>]) -> Vec<Value> {
+    let lines = seen.iter().map(|e| (e, e.row.line())).filter(|(_, line)| line.chars().count() > 3);
+    lines.map(|(e, line)| json!({"_partition": e.partition, "_offset": e.offset, "line": line})).collect()
+}
+
 fn joined(seen: &[Seen<'_>]) -> Vec<Value> {
     let name = |r: &Row| r.k.filter(|k| (0..4).contains(k)).map(|k| format!("name {k}"));
     let groups = group(seen, name);
@@ -259,11 +311,9 @@ fn rolled(seen: &[Seen<'_>]) -> Vec<Value> {
     for (k, events) in group(seen, |r| r.k) {
         rows.push(json!({"k": k, "b": null, "g": 1, "n": events.len(), "x": max_x(&events)}));
     }
-    // An empty grouping set over no rows gives no row in DataFusion, unlike a global aggregate.
-    if !seen.is_empty() {
-        let all: Vec<_> = seen.iter().collect();
-        rows.push(json!({"k": null, "b": null, "g": 1, "n": seen.len(), "x": max_x(&all)}));
-    }
+    // The empty grouping set has its row even over no events, as a global aggregate does.
+    let all: Vec<_> = seen.iter().collect();
+    rows.push(json!({"k": null, "b": null, "g": 1, "n": seen.len(), "x": max_x(&all)}));
     rows
 }
 

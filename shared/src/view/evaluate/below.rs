@@ -19,6 +19,7 @@ use futures::FutureExt;
 
 use super::ErrorSink;
 use super::source::{reads_source, run_over};
+use crate::mutant::{self, Mutant};
 use crate::offsets::{Offset, PartitionId};
 use crate::record;
 use crate::run::EventError;
@@ -117,6 +118,11 @@ impl Below {
             match self.run(events.slice(start, len)).await {
                 Ok(batches) => rows.extend(batches),
                 Err(error) if !of_the_event(&error) => return Err(error),
+                Err(error) if mutant::is(Mutant::FailingBatch) => {
+                    for row in start..start + len {
+                        sink.push(event_error(events, row, &error)?);
+                    }
+                }
                 Err(error) if len == 1 && !proven => {
                     // What fails without any event fails because of a table, or of the plan itself.
                     self.run(events.slice(0, 0)).await?;

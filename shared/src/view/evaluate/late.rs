@@ -8,7 +8,8 @@ use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use datafusion::common::{Result, exec_err};
 use datafusion::logical_expr::{ColumnarValue, ScalarFunctionArgs, ScalarUDF, ScalarUDFImpl, Signature, Volatility};
 
-use crate::record;
+use crate::mutant::{self, Mutant};
+use crate::{clock, record};
 
 /// `late(event_time, _event_time_max) → BOOLEAN`, never NULL: without an event time or a running maximum nothing is
 /// late. Saturates, so that it cannot fail.
@@ -53,6 +54,10 @@ impl ScalarUDFImpl for Late {
         let maximum = maximum.as_primitive::<TimestampMicrosecondType>();
         let late: BooleanArray = (0..event_time.len())
             .map(|row| {
+                if mutant::is(Mutant::LateByClock) {
+                    let now = clock::now().timestamp_micros();
+                    return Some(event_time.is_valid(row) && event_time.value(row) < now - self.allowed_micros);
+                }
                 let known = event_time.is_valid(row) && maximum.is_valid(row);
                 Some(known && event_time.value(row) < maximum.value(row).saturating_sub(self.allowed_micros))
             })
