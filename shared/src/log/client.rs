@@ -20,6 +20,8 @@ use crate::config::{KafkaConfig, StreamConfig};
 use crate::offsets::{Offset, PartitionId};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two questions to a partition whose leader isn't settled.
+const LEADER_RETRY: Duration = Duration::from_millis(100);
 
 /// A topic as the cluster has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,8 +208,9 @@ impl LogClient {
         let name = topic_name(topic)?;
         self.blocking("list the topic's offsets", move |c, timeout| {
             // The low ones first: if the log is cut in between they are too low, never above the high ones.
-            let low = native::list_offsets(c, &name, count, OffsetSpec::Earliest, timeout)?;
-            let high = native::list_offsets(c, &name, count, OffsetSpec::Latest, timeout)?;
+            let list = |spec| once_led(timeout, || native::list_offsets(c, &name, count, spec, timeout));
+            let low = list(OffsetSpec::Earliest)?;
+            let high = list(OffsetSpec::Latest)?;
             Ok(low.into_iter().filter_map(|(p, low)| high.get(&p).map(|h| (p, (low, (*h).max(low))))).collect())
         })
         .await
@@ -258,6 +261,27 @@ impl LogClient {
     /// What a reader is made from.
     pub(super) fn reader_config(&self) -> ClientConfig {
         reader_config(&self.inner.properties)
+    }
+}
+
+/// Repeats `request` for some `timeout` while a partition has no leader, or the broker that was asked isn't or doesn't
+/// know yet that it is: a topic that was just created, a broker that came or went.
+fn once_led<T>(
+    timeout: Duration,
+    mut request: impl FnMut() -> std::result::Result<T, NativeError>,
+) -> std::result::Result<T, NativeError> {
+    let mut left = timeout.as_millis() / LEADER_RETRY.as_millis();
+    loop {
+        match request() {
+            Err(NativeError {
+                code: Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE | Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+                ..
+            }) if left > 0 => {
+                left -= 1;
+                std::thread::sleep(LEADER_RETRY);
+            }
+            outcome => return outcome,
+        }
     }
 }
 
@@ -342,4 +366,33 @@ impl ConsumerContext for LogContext {}
 /// [`Error`] or shows in a reader's health. So its lines are for debugging.
 pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     tracing::debug!(target: "librdkafka", ?level, facility, "{message}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: Code) -> NativeError {
+        NativeError { code, text: format!("{code:?}") }
+    }
+
+    /// Answers `errors` one after another, then their number.
+    fn ask(timeout: Duration, errors: &[Code]) -> std::result::Result<usize, Code> {
+        let mut asked = 0;
+        let outcome = once_led(timeout, || {
+            asked += 1;
+            errors.get(asked - 1).map_or(Ok(asked), |code| Err(error(*code)))
+        });
+        outcome.map_err(|e| e.code)
+    }
+
+    #[test]
+    fn a_partition_without_a_leader_is_asked_again() {
+        let (none, moved) =
+            (Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE, Code::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION);
+        assert_eq!(ask(DEFAULT_TIMEOUT, &[none, moved]), Ok(3));
+        assert_eq!(ask(LEADER_RETRY, &[none, moved, none]), Err(moved), "it ends after the timeout");
+        let other = Code::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+        assert_eq!(ask(DEFAULT_TIMEOUT, &[other]), Err(other), "no other error is repeated");
+    }
 }
