@@ -23,4 +23,6 @@ pub mod schedule;
 pub mod storage;
 pub mod tables;
 pub mod task;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod view;

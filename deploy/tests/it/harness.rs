@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use watershed_shared::clock::Instant;
 use watershed_shared::log::EmbeddedBroker;
+use watershed_shared::testing::real_component;
 
 /// How long the program may take to be ready; it is far above what a busy machine needs.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -47,25 +48,12 @@ impl Broker {
 
     /// Produces to the log itself, past the platform; answers the offset of each record.
     pub(crate) fn produce(&self, topic: &str, records: &[(i32, i64, Option<Vec<u8>>)]) -> Vec<i64> {
-        produce(&self.runtime, &self.producer, topic, records)
+        send(&self.runtime, &self.producer, topic, records)
     }
 
     /// The beginning of a configuration whose log this is: everything up to the streams.
     pub(crate) fn config(&self, archive_interval: &str, speed: &str) -> String {
-        format!(
-            r#"
-data_dir = "data"
-[kafka]
-bootstrap_servers = "{}"
-[http]
-listen = "127.0.0.1:0"
-[archive]
-commit_interval = "{archive_interval}"
-[speed]
-{speed}
-"#,
-            self.bootstrap_servers
-        )
+        config_head(&self.bootstrap_servers, archive_interval, speed)
     }
 
     /// Goes away, with all connections.
@@ -102,6 +90,28 @@ db.commit()
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         self.start_again();
     }
+}
+
+/// The real Kafka that `cargo xtask test` starts; `None` under plain `cargo test`.
+pub(crate) fn real_kafka() -> Option<String> {
+    real_component("WATERSHED_TEST_KAFKA")
+}
+
+/// How a test's `watershed.toml` begins: everything up to the streams.
+pub(crate) fn config_head(bootstrap: &str, archive_interval: &str, speed: &str) -> String {
+    format!(
+        r#"
+data_dir = "data"
+[kafka]
+bootstrap_servers = "{bootstrap}"
+[http]
+listen = "127.0.0.1:0"
+[archive]
+commit_interval = "{archive_interval}"
+[speed]
+{speed}
+"#
+    )
 }
 
 /// The program under `watershed up`.
@@ -402,7 +412,7 @@ impl Client {
     ) -> Vec<i64> {
         let mut producers = self.producers.lock();
         let producer = producers.entry(bootstrap.to_owned()).or_insert_with(|| producer(bootstrap));
-        produce(self.runtime(), producer, topic, records)
+        send(self.runtime(), producer, topic, records)
     }
 
     /// Deletes the topic and makes another one of the same name.
@@ -459,7 +469,8 @@ fn producer(bootstrap: &str) -> FutureProducer {
     config.create().expect("a producer")
 }
 
-fn produce(
+/// Sends records and waits until each is acknowledged; answers their offsets.
+pub(crate) fn send(
     runtime: &Runtime,
     producer: &FutureProducer,
     topic: &str,

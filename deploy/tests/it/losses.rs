@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use watershed_shared::clock::Instant;
 
-use crate::harness::{Broker, Client, Running};
+use crate::harness::{Broker, Client, Running, config_head, real_kafka};
 use crate::oracle::events::{COLUMNS, Format, Generator};
 use crate::oracle::log::Log;
 
@@ -32,13 +32,9 @@ impl Case {
         Self { broker: Some(broker), bootstrap, topic: STREAM.to_owned() }
     }
 
-    /// On the Kafka at `WATERSHED_TEST_KAFKA`; `None` without it, unless everything is to be tested.
+    /// On the real Kafka; `None` under plain `cargo test`.
     fn kafka() -> Option<Self> {
-        let Ok(bootstrap) = std::env::var("WATERSHED_TEST_KAFKA") else {
-            assert!(std::env::var_os("WATERSHED_TEST_ALL").is_none(), "WATERSHED_TEST_KAFKA is not set");
-            println!("left out: WATERSHED_TEST_KAFKA is not set");
-            return None;
-        };
+        let bootstrap = real_kafka()?;
         Some(Self { broker: None, bootstrap, topic: format!("lossy-{}", watershed_shared::names::RunId::unique()) })
     }
 
@@ -473,19 +469,10 @@ fn truth(log: &Log, view: &str) -> Counts {
 }
 
 fn config(bootstrap: &str, topic: &str, commit_interval: &str) -> String {
+    let head = config_head(bootstrap, commit_interval, "commit_interval = \"50 ms\"");
     let sql = format!("SELECT k, count(*) AS n, sum(v) AS sv FROM {STREAM} GROUP BY k");
     format!(
-        r#"
-data_dir = "data"
-[kafka]
-bootstrap_servers = "{bootstrap}"
-[http]
-listen = "127.0.0.1:0"
-[archive]
-commit_interval = "{commit_interval}"
-[speed]
-commit_interval = "50 ms"
-[stream.{STREAM}]
+        r#"{head}[stream.{STREAM}]
 topic = "{topic}"
 partitions = 2
 format = "json"

@@ -11,3 +11,4 @@ mod processes;
 mod produce;
 mod program;
 mod real_input;
+mod transactions;

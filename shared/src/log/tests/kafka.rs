@@ -1,5 +1,4 @@
-//! What the embedded broker cannot do, on a real Kafka: `WATERSHED_TEST_KAFKA=HOST:PORT`. Without it these tests say that they
-//! were left out.
+//! What the embedded broker cannot do, on the real Kafka that `cargo xtask test` starts.
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
@@ -9,10 +8,7 @@ use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
 use super::*;
 
 fn cluster() -> Option<(String, String)> {
-    let servers = std::env::var("WATERSHED_TEST_KAFKA").ok();
-    if servers.is_none() {
-        println!("left out: WATERSHED_TEST_KAFKA is not set");
-    }
+    let servers = crate::testing::real_component("WATERSHED_TEST_KAFKA");
     servers.map(|s| (s, format!("test-{}", uuid::Uuid::new_v4())))
 }
 
