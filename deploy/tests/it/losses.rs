@@ -87,7 +87,10 @@ fn lose_and_accept(mut case: Case) {
     let config = case.config("1 hour");
     let running = Running::start(&config, dir.path());
     case.produce(running.client(), &mut generator, &mut log);
+    running.client().view_waiting("all_events", &log.ends(), PATIENCE);
+    // The cut is where the speed layer stands: at the end.
     build(running.client(), "rebuild");
+    let archived = log.ends();
     // The speed layer has these, and may have stored them.
     case.produce(running.client(), &mut generator, &mut log);
     for view in VIEWS {
@@ -96,7 +99,6 @@ fn lose_and_accept(mut case: Case) {
     }
     running.kill();
 
-    let archived = log.ends().into_iter().map(|(p, end)| (p, end / 2)).collect();
     let starts = case.lose(&archived, &mut log);
     let running = Running::start(&config, dir.path());
     let client = running.client();

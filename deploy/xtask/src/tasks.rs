@@ -34,7 +34,7 @@ pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     let spark = spark_jars()?;
     let all = || {
         let mut cargo = cargo();
-        cargo.args(["test", "--workspace"]);
+        cargo.args(["test", "--workspace", "--no-fail-fast"]);
         cargo
     };
     // Before anything is started: what does not compile needs no cluster.
