@@ -63,6 +63,10 @@ impl Mutant {
             }
             // It takes two archivers of one stream.
             Self::RefreshedSnapshot => Some("watershed-batch-layer: a_commit_on_a_refreshed_snapshot_is_noticed"),
+            // It takes a crash between two commits, which few of the oracle's cases come by.
+            Self::DeadLettersAfterEvents => {
+                Some("watershed-batch-layer: dead_letters_behind_their_offsets_are_noticed")
+            }
             _ => None,
         }
     }

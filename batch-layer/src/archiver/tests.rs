@@ -306,6 +306,11 @@ async fn archivers_that_race_archive_each_record_once() {
 }
 
 #[test]
+fn dead_letters_behind_their_offsets_are_noticed() {
+    assert_noticed(Mutant::DeadLettersAfterEvents, "archiver::tests::a_crash_at_any_point_loses_and_repeats_nothing");
+}
+
+#[test]
 fn a_commit_on_a_refreshed_snapshot_is_noticed() {
     assert_noticed(Mutant::RefreshedSnapshot, "archiver::tests::archivers_that_race_archive_each_record_once");
 }

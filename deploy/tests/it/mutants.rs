@@ -25,7 +25,6 @@ const KILLERS: &[(Mutant, u64)] = &[
     (Mutant::LookupWithoutDelta, 7),
     (Mutant::MaximumNotSeeded, 11),
     (Mutant::RetentionByOnePartition, 15),
-    (Mutant::DeadLettersAfterEvents, 18),
 ];
 
 /// What became of a mutant.
