@@ -24,7 +24,7 @@ use watershed_shared::run::{event_error_schema, event_errors_to_batch};
 
 use crate::engine::{Engine, Failure, Rows, failure};
 use crate::error::{Code, Error, Result};
-use crate::front::{ViewAnswer, ViewMeta, runs_table};
+use crate::front::{ViewAnswer, ViewMeta, keeps_failures_only, runs_table};
 use crate::merged::MergedStates;
 use crate::serving::Serving;
 use crate::sql::{Named, Query};
@@ -223,12 +223,12 @@ impl Serving {
         let compiled = self.inner.input.definitions.compiled(view, definition).await;
         let compiled =
             compiled.map_err(|e| Error::new(Code::NotReady, format!("generation {id} cannot be read: {e}")))?;
-        let runs = match generation.runs.is_empty() {
+        let runs = match generation.runs.is_empty() || keeps_failures_only(&compiled, definition.materialize) {
             true => None,
             false => Some(runs_table(&self.inner.input.storage, generation, &compiled).map_err(Error::internal)?),
         };
         let now = self.now(&input.stream)?;
-        Ok(Arc::new(ViewAnswer::alone(view, &now, compiled, definition.retain, Arc::new(generation.clone()), runs)))
+        Ok(Arc::new(ViewAnswer::alone(view, &now, compiled, definition, Arc::new(generation.clone()), runs)))
     }
 
     /// The view as this answer has it.

@@ -12,7 +12,7 @@ use watershed_shared::clock;
 use watershed_shared::master::MasterSnapshot;
 use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{OffsetVector, Position};
-use watershed_shared::view::ErrorSink;
+use watershed_shared::view::{ErrorSink, Kind};
 
 use crate::ask::view_failure;
 use crate::encode;
@@ -91,19 +91,32 @@ impl Serving {
         let (states, sink) = recounted(&snapshot, &answer, &answer.origins, &answer.position)?;
         let states = MergedStates::new(answer.compiled.state_schema(), vec![states]);
         let truth = self.all_rows(view, self.view_over(&answer, Arc::new(states)).await, deadline).await?;
-        let recounted_errors = sink.take().len() as u64;
+        let recounted_errors = match answer.compiled.kind() {
+            Kind::Aggregate => sink.take().len() as u64,
+            // What stands above the rows (LIMIT) may have ended before all were read.
+            Kind::Rows => self.failing(&snapshot, &answer, deadline).await?,
+        };
         let (differences, difference_count) = compare(&answer, &served, &truth)?;
-        // Failing events of a row view that stores nothing are known below the cut only when it is read.
-        let errors_equal = answer.reads_master() || answer.errors() == recounted_errors;
         Ok(Verified {
             view: view.to_owned(),
             position: answer.position.clone(),
-            equal: difference_count == 0 && errors_equal,
+            equal: difference_count == 0 && answer.errors() == recounted_errors,
             groups: truth.count(),
             differences,
             difference_count,
             errors: (answer.errors(), recounted_errors),
         })
+    }
+
+    /// How many events below the answer's position the SQL fails on, counted anew.
+    async fn failing(&self, snapshot: &MasterSnapshot, answer: &ViewAnswer, deadline: clock::Instant) -> Result<u64> {
+        let (rows, sink) = recounted(snapshot, answer, &answer.origins, &answer.position)?;
+        let engine = &self.inner.engine;
+        let state = engine.session(vec![(Named::Plain("recounted".to_owned()), rows)]);
+        let plan = Query::parse("SELECT count(*) FROM recounted")?.plan(&state).await?;
+        let counted = tokio::time::timeout_at(deadline, engine.collect(state, plan)).await;
+        counted.map_err(|_| late())?.map_err(answered)?;
+        Ok(sink.take().len() as u64)
     }
 
     /// Compares two generations at the higher cut (the side behind is brought there), or each as it was stored.
@@ -187,19 +200,23 @@ impl Serving {
         table: std::result::Result<Arc<dyn TableProvider>, Failure>,
         deadline: clock::Instant,
     ) -> Result<Rows> {
-        let gone = |_| Error::new(Code::NotReady, "a file was deleted under the comparison: try again");
-        let answer = |failure| match failure {
-            Failure::Answer(error) => error,
-            Failure::FileGone(error) => gone(error),
-        };
         let engine = &self.inner.engine;
-        let state = engine.session(vec![(Named::Plain(view.to_owned()), table.map_err(answer)?)]);
+        let state = engine.session(vec![(Named::Plain(view.to_owned()), table.map_err(answered)?)]);
         let query = Query::parse(&format!("SELECT * FROM \"{}\"", view.replace('"', "\"\"")))?;
         let plan = query.plan(&state).await?;
-        match tokio::time::timeout_at(deadline, engine.collect(state, plan)).await {
-            Ok(rows) => rows.map_err(answer),
-            Err(_) => Err(Error::new(Code::Timeout, "the comparison took longer than its timeout_ms")),
-        }
+        let rows = tokio::time::timeout_at(deadline, engine.collect(state, plan)).await;
+        rows.map_err(|_| late())?.map_err(answered)
+    }
+}
+
+fn late() -> Error {
+    Error::new(Code::Timeout, "the comparison took longer than its timeout_ms")
+}
+
+fn answered(failure: Failure) -> Error {
+    match failure {
+        Failure::Answer(error) => error,
+        Failure::FileGone(_) => Error::new(Code::NotReady, "a file was deleted under the comparison: try again"),
     }
 }
 

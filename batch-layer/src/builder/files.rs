@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arrow::array::{Int32Array, Int64Array, StringArray};
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::LogicalPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::SessionContext;
+use futures::TryStreamExt;
 use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use tracing::warn;
@@ -57,13 +60,15 @@ pub(super) async fn write_runs(
     status: &mut BuildStatus,
 ) -> Result<Written> {
     let mut runs = plan.base_runs.clone();
-    let stores_rows = plan.definition.materialize;
-    if compiled.kind() == Kind::Rows && !stores_rows {
-        // Its generation is its cut: rows below it are served from the master dataset.
+    let keeps = Keeps::of(compiled, &plan.definition);
+    if keeps == Keeps::Failures && !compiled.can_fail() {
+        // Its generation is its cut: rows below it are served from the master dataset, and none of them fails.
         return Ok(Written { runs, events: 0 });
     }
+    // A row view's base from before failing events were kept lacks them.
+    let base_cut = if keeps == Keeps::Failures && runs.is_empty() { &Cut::new() } else { &plan.base_cut };
     // SUBTLE: with the origins, since of a partition that stands at its origin nothing need be archived.
-    let from = target.with_origins(&plan.base_cut);
+    let from = target.with_origins(base_cut);
     let coverage = coverage_between(&from, cut);
     if coverage.is_empty() && !runs.is_empty() {
         return Ok(Written { runs, events: 0 });
@@ -73,13 +78,17 @@ pub(super) async fn write_runs(
     let low = i64::from(mutant::is(Mutant::CutOffByOne));
     let until: Cut = cut.iter().map(|(p, next)| (p, Offset((next.0 - low).max(0)))).collect();
     let events = snapshot.scan(Some(&from), &until)?;
-    let (states, errors) = compiled.state_plan(events)?;
-    let written = write(inner, target, &context, states, compiled, &plan.definition, coverage, Some(status)).await?;
+    let (states, errors) = match keeps {
+        Keeps::States => compiled.state_plan(events)?,
+        Keeps::Failures => compiled.rows_plan(events)?,
+    };
+    let written =
+        write(inner, target, &context, states, compiled, &plan.definition, coverage, keeps, Some(status)).await?;
     let (mut run, events) = written;
     attach_errors(inner, target, &plan.definition, &mut run, errors.take()).await?;
     runs.push(run);
 
-    let rows: Vec<u64> = runs.iter().map(|r| r.rows).collect();
+    let rows: Vec<u64> = runs.iter().map(|r| r.rows + r.errors).collect();
     let count = decide::runs_to_merge(&rows);
     if count > 1 {
         let merged = merge(inner, target, &context, compiled, &plan.definition, &runs[runs.len() - count..]).await?;
@@ -87,6 +96,21 @@ pub(super) async fn write_runs(
         runs.push(merged);
     }
     Ok(Written { runs, events })
+}
+
+/// What the runs of a view hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    /// Its states, or its rows.
+    States,
+    /// Nothing but the events on which the SQL fails: the rows below the cut are served from the master dataset.
+    Failures,
+}
+
+impl Keeps {
+    fn of(compiled: &CompiledView, definition: &Definition) -> Self {
+        if compiled.kind() == Kind::Rows && !definition.materialize { Self::Failures } else { Self::States }
+    }
 }
 
 /// A session with the build's share of memory, which spills to disk beyond it.
@@ -104,7 +128,8 @@ fn context(inner: &Inner) -> Result<SessionContext> {
     Ok(SessionContext::new_with_config_rt(config, runtime))
 }
 
-/// Runs `plan`, whose output is sorted states, into a run's file. Answers the run and the events that were read.
+/// Runs `plan`, whose output is sorted states (in any order if they are not kept), into a run's file. Answers the run
+/// and the events that were read.
 #[expect(clippy::too_many_arguments, reason = "all of them are inputs of one step")]
 async fn write(
     inner: &Inner,
@@ -114,10 +139,18 @@ async fn write(
     compiled: &CompiledView,
     definition: &Definition,
     coverage: Coverage,
+    keeps: Keeps,
     status: Option<&mut BuildStatus>,
 ) -> Result<(RunMeta, u64)> {
     let physical = context.state().create_physical_plan(&plan).await?;
     let stream = execute_stream(Arc::clone(&physical), context.task_ctx())?;
+    let stream: SendableRecordBatchStream = match keeps {
+        Keeps::States => stream,
+        Keeps::Failures => {
+            let schema = stream.schema();
+            Box::pin(RecordBatchStreamAdapter::new(schema, stream.map_ok(|batch| batch.slice(0, 0))))
+        }
+    };
     let id = RunId::unique();
     let options = RunOptions::new(id.clone(), definition.hash.clone(), coverage.clone());
     let path = paths::run(&target.view, &definition.hash, &id);
@@ -181,7 +214,7 @@ async fn merge(
     }
     let table = RunsTable::new(&inner.storage, compiled.state_schema(), runs.to_vec(), compiled.key_count())?;
     let plan = compiled.merge_plan(table)?;
-    let (mut run, _) = write(inner, target, context, plan, compiled, definition, coverage, None).await?;
+    let (mut run, _) = write(inner, target, context, plan, compiled, definition, coverage, Keeps::States, None).await?;
     attach_errors(inner, target, definition, &mut run, errors).await?;
     Ok(run)
 }

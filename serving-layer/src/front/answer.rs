@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use datafusion::catalog::TableProvider;
 use serde::Serialize;
-use watershed_shared::catalog::Generation;
+use watershed_shared::catalog::{Definition, Generation};
 use watershed_shared::clock;
 use watershed_shared::delta::{DeltaRun, Reason};
 use watershed_shared::names::{DefinitionHash, GenerationId};
@@ -62,6 +62,8 @@ pub struct ViewAnswer {
     pub compiled: Arc<CompiledView>,
     /// Of the definition.
     pub retain: Option<Duration>,
+    /// Of the definition: a row view's rows are stored.
+    pub(crate) materialize: bool,
     /// `None` before the first build.
     pub generation: Option<Arc<Generation>>,
     /// With the origin of each partition that no cut names.
@@ -103,7 +105,7 @@ impl ViewAnswer {
         view: &str,
         now: &StreamAnswer,
         compiled: Arc<CompiledView>,
-        retain: Option<Duration>,
+        definition: &Definition,
         generation: Arc<Generation>,
         generation_runs: Option<Arc<dyn TableProvider>>,
     ) -> Self {
@@ -112,7 +114,8 @@ impl ViewAnswer {
             view: view.to_owned(),
             stream: now.stream.clone(),
             compiled,
-            retain,
+            retain: definition.retain,
+            materialize: definition.materialize,
             generation: Some(generation),
             position: cut.clone(),
             cut,
@@ -142,7 +145,7 @@ impl ViewAnswer {
 
     /// Whether what lies below the cut is not stored but read from the master dataset: a row view's rows.
     pub(crate) fn reads_master(&self) -> bool {
-        self.compiled.kind() == Kind::Rows && self.generation.as_ref().is_some_and(|g| g.runs.is_empty())
+        self.generation.is_some() && keeps_failures_only(&self.compiled, self.materialize)
     }
 
     /// What stands under `meta.views`.
@@ -172,6 +175,11 @@ impl ViewAnswer {
             errors: self.errors(),
         }
     }
+}
+
+/// Whether the runs of a view's generations hold nothing but the events on which its SQL fails.
+pub(crate) fn keeps_failures_only(compiled: &CompiledView, materialize: bool) -> bool {
+    compiled.kind() == Kind::Rows && !materialize
 }
 
 /// The reason of a process that has just started.

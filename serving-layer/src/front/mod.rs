@@ -23,8 +23,8 @@ use watershed_shared::run::RunsTable;
 use watershed_shared::storage::Storage;
 use watershed_shared::view::CompiledView;
 
-pub(crate) use answer::Pending;
 pub use answer::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, ViewAnswer, ViewMeta};
+pub(crate) use answer::{Pending, keeps_failures_only};
 use decide::{Candidate, Decision, Pair, decide};
 
 use crate::definitions::Definitions;
@@ -281,7 +281,16 @@ impl Front {
             Some(generation) => Some(Arc::clone(generation)),
             None => state.generation(pair.generation).map(|g| Arc::new(g.clone())),
         };
-        let table = generation.as_ref().map_or(Ok(None), |g| self.table(view, g, compiled, made));
+        let (retain, materialize) = match last {
+            Some(last) if last.compiled.definition() == &pair.definition => (last.retain, last.materialize),
+            _ => state.definitions.get(&pair.definition).map_or((None, false), |d| (d.retain, d.materialize)),
+        };
+        let table = match &generation {
+            Some(generation) if !keeps_failures_only(compiled, materialize) => {
+                self.table(view, generation, compiled, made)
+            }
+            _ => Ok(None),
+        };
         let generation_runs = match (table, last) {
             (Ok(table), _) => table,
             (Err(error), Some(last)) => {
@@ -300,10 +309,8 @@ impl Front {
             generation_runs,
             cut: delta.origins.join(&pair.cut),
             generation,
-            retain: match last {
-                Some(last) if last.compiled.definition() == &pair.definition => last.retain,
-                _ => state.definitions.get(&pair.definition).and_then(|d| d.retain),
-            },
+            retain,
+            materialize,
             origins: delta.origins.clone(),
             event_time_max: at_stream.then(|| {
                 let mut maxima = delta.partitions.values().filter_map(|p| p.event_time_max);
@@ -326,7 +333,7 @@ impl Front {
         })
     }
 
-    /// The generation's runs; none for a row view that stores nothing.
+    /// The generation's runs.
     fn table(
         &self,
         view: &str,

@@ -6,7 +6,7 @@ use watershed_shared::catalog::{BuildMode, Loss, StreamEvent};
 use watershed_shared::clock::Instant;
 use watershed_shared::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
 
-use crate::world::{World, assert_same, position_of};
+use crate::world::{PATIENCE, World, assert_same, position_of};
 
 fn rows(answer: &Value) -> &Vec<Value> {
     answer["rows"].as_array().unwrap_or_else(|| panic!("no rows: {answer}"))
@@ -21,7 +21,7 @@ async fn built() -> World {
     let world = World::new(11, 60).await;
     let cut: OffsetVector = [(0, 20), (1, 30)].into();
     world.advance(&cut).await;
-    for view in ["per_who", "per_hour", "totals", "large", "rates", "recent"] {
+    for view in ["per_who", "per_hour", "totals", "large", "shares", "rates", "recent"] {
         world.build(view, &cut, BuildMode::Rebuild).await;
     }
     world.advance(&[(0, 50), (1, 50)].into()).await;
@@ -213,6 +213,33 @@ async fn a_statement_reads_views_streams_errors_and_dead_letters() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_view_tells_of_every_event_that_fails_below_the_cut_too() {
+    let world = built().await;
+    let failing = async |position: &OffsetVector| {
+        let events = world.events(&OffsetVector::new(), position);
+        let sql = "SELECT _partition, _offset FROM clicks WHERE n = 0 AND page <> '/p1'";
+        crate::world::rows_of(sql, &events).await
+    };
+    let (below, all) = (failing(&[(0, 20), (1, 30)].into()).await, failing(&[(0, 50), (1, 50)].into()).await);
+    assert!(!below.is_empty() && below.len() < all.len());
+    let (_, answer) = world.get("/v1/views/shares?generation=1").await;
+    assert_eq!(answer["meta"]["views"]["shares"]["errors"], below.len(), "{answer}");
+    let (_, answer) = world.get("/v1/views/shares").await;
+    assert_eq!(answer["meta"]["views"]["shares"]["errors"], all.len(), "{answer}");
+    let sql = r#"{"sql": "SELECT _partition, _offset FROM view_errors.shares"}"#;
+    let (_, errors) = world.request("POST", "/v1/query", sql).await;
+    assert_same(rows(&errors), &all, "view_errors");
+    // A refresh adds its own, and a rebuild counts them anew: nothing moves.
+    for mode in [BuildMode::Refresh, BuildMode::Rebuild] {
+        world.build("shares", &[(0, 50), (1, 50)].into(), mode).await;
+        world.settle().await;
+        let (_, after) = world.get("/v1/views/shares").await;
+        assert_eq!(after["meta"]["views"]["shares"]["errors"], all.len(), "{mode:?}");
+        assert_same(rows(&after), rows(&answer), "the rows");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_wrong_is_said() {
     let world = built().await;
     let get = [
@@ -262,7 +289,7 @@ async fn wait_for_waits() {
     let waiting = {
         let world = std::sync::Arc::clone(&world);
         watershed_shared::task::spawn("waiting", async move {
-            world.get("/v1/views/totals?wait_for=%7B%220%22%3A55%7D&timeout_ms=10000").await
+            world.get("/v1/views/totals?wait_for=%7B%220%22%3A55%7D&timeout_ms=60000").await
         })
     };
     watershed_shared::clock::sleep(std::time::Duration::from_millis(30)).await;
@@ -307,7 +334,7 @@ async fn verify_recounts() {
     let (status, late) = world.request("POST", "/v1/views/per_who/verify?timeout_ms=50", "").await;
     assert_eq!((status, code(&late)), (504, "timeout"), "not archived yet");
     world.archive(&[(0, 55), (1, 52)].into()).await;
-    for view in ["per_who", "per_hour", "totals", "large", "rates", "recent"] {
+    for view in ["per_who", "per_hour", "totals", "large", "shares", "rates", "recent"] {
         let (status, verified) = world.request("POST", &format!("/v1/views/{view}/verify"), "").await;
         assert_eq!((status, &verified["equal"]), (200, &json!(true)), "{view}: {verified}");
         assert_eq!(verified["position"], json!({"0": 50, "1": 50}));
@@ -388,7 +415,7 @@ async fn every_route_is_described_and_every_description_is_a_route() {
         assert!(status != 405 && answer["error"]["code"] != "not_found", "{method} {real}: {status} {answer}");
     }
     let (status, views) = world.get("/v1/views").await;
-    assert_eq!((status, views["views"].as_array().unwrap().len()), (200, 6));
+    assert_eq!((status, views["views"].as_array().unwrap().len()), (200, 7));
     let (_, schema) = world.get("/v1/views/per_hour/schema").await;
     assert_eq!(schema["columns"][0], json!({"name": "hour", "type": "TIMESTAMP", "nullable": true, "key": true}));
     let (_, status) = world.get("/v1/status").await;
@@ -421,7 +448,7 @@ async fn live_shows_a_snapshot_and_then_what_changes() {
         let mut buffer = vec![0; 65536];
         while !text.contains(wanted) {
             let read = tokio::io::AsyncReadExt::read(&mut connection, &mut buffer);
-            let n = tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect(wanted).unwrap();
+            let n = tokio::time::timeout(PATIENCE, read).await.expect(wanted).unwrap();
             assert!(n > 0, "the connection ended: {text}");
             text.push_str(&String::from_utf8_lossy(&buffer[..n]));
         }
@@ -439,12 +466,10 @@ async fn live_shows_a_snapshot_and_then_what_changes() {
 async fn an_answer_that_nobody_renews_is_not_given() {
     let serving = built().await.stop();
     let routes = watershed_serving_layer::routes(serving);
-    for _ in 0..100 {
-        let response = warp::test::request().path("/v1/views/totals").reply(&routes).await;
-        if response.status() == 503 {
-            return;
+    let refused = async {
+        while warp::test::request().path("/v1/views/totals").reply(&routes).await.status() != 503 {
+            watershed_shared::clock::sleep(std::time::Duration::from_millis(20)).await;
         }
-        watershed_shared::clock::sleep(std::time::Duration::from_millis(20)).await;
-    }
-    panic!("it still answers");
+    };
+    tokio::time::timeout(PATIENCE, refused).await.expect("it still answers");
 }

@@ -112,13 +112,16 @@ async fn a_view_that_replays_answers_as_before_until_it_is_back() {
     // The others go on; a statement over both waits for the one, and says so.
     world.advance(world.end()).await;
     world.replay("per_who", &[(0, 46), (1, 50)].into()).await;
-    watershed_shared::clock::sleep(std::time::Duration::from_millis(50)).await;
+    // Only once the front has seen the others at the end are they ahead of the one.
+    let (status, others) =
+        world.get("/v1/views/totals?wait_for=%7B%220%22%3A60%2C%221%22%3A67%7D&timeout_ms=60000").await;
+    assert_eq!((status, position_of(&others, "totals")), (200, world.end().clone()));
     let sql = r#"{"sql": "SELECT (SELECT sum(events) FROM per_who) AS a, (SELECT events FROM totals) AS b", "timeout_ms": 100}"#;
     let (status, error) = world.request("POST", "/v1/query", sql).await;
     assert_eq!(status, 504, "{error}");
     assert!(error["error"]["message"].as_str().unwrap().contains("`per_who` is behind"), "{error}");
     world.replay("per_who", world.end()).await;
-    let (status, answer) = world.request("POST", "/v1/query", &sql.replace("100", "5000")).await;
+    let (status, answer) = world.request("POST", "/v1/query", &sql.replace("100", "60000")).await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(answer["rows"][0]["a"], 120);
     assert_eq!(answer["rows"][0]["b"], 120);

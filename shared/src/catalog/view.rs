@@ -34,7 +34,8 @@ pub struct Generation {
     pub definition: DefinitionHash,
     /// Every event below it is counted, none at or past it is.
     pub cut: Cut,
-    /// Their coverages follow each other without hole or overlap up to `cut`. Empty for a row view that stores nothing.
+    /// Their coverages follow each other without hole or overlap up to `cut`. Those of a row view that does
+    /// not store its rows have no rows, only the events that fail; there are none if no event can.
     pub runs: Vec<RunMeta>,
     pub build: BuildId,
     pub mode: BuildMode,

@@ -17,7 +17,7 @@ use datafusion::optimizer::{Optimizer, OptimizerRule};
 
 use super::evaluate::{Below, SourceTable, late_function};
 use super::split::{find_column, with_leaf};
-use super::trace::{take_safe_conjuncts, trace_down};
+use super::trace::{cannot_fail, take_safe_conjuncts, trace_down};
 use crate::config::{Late, StreamConfig};
 use crate::record;
 
@@ -192,7 +192,8 @@ impl BelowBuilder {
         if found != declared {
             return internal_err!("the part below the aggregate yields {found:?}, declared {declared:?}");
         }
-        let below = Below::new(plan, state.task_ctx(), columns.clone(), safe_filter, schema, passed, numbered);
+        let below = Below::new(plan, state.task_ctx(), columns.clone(), safe_filter, schema, passed, numbered)
+            .with_infallible(infallible(&optimized));
         Ok(BuiltBelow { below: Arc::new(below), columns, uses_late })
     }
 }
@@ -221,6 +222,19 @@ fn passed_columns(plan: &LogicalPlan, path: &[usize]) -> Vec<Option<String>> {
         _ => None,
     };
     plan.schema().columns().into_iter().map(passed).collect()
+}
+
+/// Whether no event can make `plan` fail: only filters and projections of expressions that cannot.
+fn infallible(plan: &LogicalPlan) -> bool {
+    let here = match plan {
+        LogicalPlan::TableScan(_) | LogicalPlan::SubqueryAlias(_) => true,
+        LogicalPlan::Projection(projection) => {
+            projection.expr.iter().all(|e| cannot_fail(e, projection.input.schema()))
+        }
+        LogicalPlan::Filter(filter) => cannot_fail(&filter.predicate, filter.input.schema()),
+        _ => false,
+    };
+    here && plan.inputs().into_iter().all(infallible)
 }
 
 fn path_to_source(plan: &LogicalPlan) -> Option<Vec<usize>> {

@@ -144,8 +144,7 @@ impl Compiler {
                 .with_hint("use first_value(… ORDER BY …) with GROUP BY"));
             }
             _ => {
-                let mut keys = below.event_order().map_err(unsupported)?;
-                keys.truncate(2);
+                let keys = below.event_order().map_err(unsupported)?;
                 let columns = columns_of(at_split).into_iter().map(|c| below.column(c)).collect();
                 Lowest { groups: Groups::rows(keys, columns), calls: vec![] }
             }

@@ -63,6 +63,12 @@ pub(crate) fn definition(inputs: &DefinitionInputs<'_>) -> Definition {
     for call in &shape.calls {
         lines.push(format!("state {} {}", call.supported.name, call.supported.format));
     }
+    if shape.groups.is_rows() && config.materialize {
+        lines.push("rows stored".to_string());
+    }
+    if shape.groups.has_places() {
+        lines.push("state place 1".to_string());
+    }
     let text = lines.join("\n");
     let mut hash = String::new();
     for byte in Sha256::digest(text.as_bytes()) {

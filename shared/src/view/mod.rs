@@ -148,6 +148,11 @@ impl CompiledView {
         self.kind
     }
 
+    /// Whether the SQL may fail on some event, so that events have to be read to know on which.
+    pub fn can_fail(&self) -> bool {
+        self.shape.below.can_fail()
+    }
+
     /// Names all that decides the view's answer.
     pub fn definition(&self) -> &DefinitionHash {
         &self.definition.hash
@@ -161,8 +166,8 @@ impl CompiledView {
     /// Key columns first (`key_0`, …), then one struct of states per aggregate (`state_0`, …). With grouping sets the
     /// last key is the hidden `__grouping_id`.
     ///
-    /// A row view's are `_partition`, `_offset` (keys, not unique when a join or UNNEST makes several rows of an
-    /// event), then its columns below windows, ORDER BY and LIMIT (`column_0`, …).
+    /// A row view's are `_partition`, `_offset` and, when a join or UNNEST can make several rows of an event, `_place`,
+    /// the row's number among them; then its columns below windows, ORDER BY and LIMIT (`column_0`, …).
     pub fn state_schema(&self) -> SchemaRef {
         Arc::clone(&self.state_schema)
     }

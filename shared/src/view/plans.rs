@@ -15,6 +15,9 @@ use super::split::{PlanPath, node_at, replace_at};
 use super::states::{AggregateCall, CallInput, Form, state_function};
 use crate::record;
 
+/// The keys of a row view's rows; the last one only where an event can become several rows.
+const ROW_KEYS: [&str; 3] = [record::PARTITION, record::OFFSET, "_place"];
+
 /// How states are keyed: by output columns of the part below.
 #[derive(Debug, Clone)]
 pub(crate) struct Groups {
@@ -34,7 +37,7 @@ impl Groups {
         Self { keys, sets: Some(sets), rows: None }
     }
 
-    /// A row view: `keys` are partition and offset.
+    /// A row view: `keys` are partition and offset, and the place among the rows of an event that can become several.
     pub(crate) fn rows(keys: Vec<usize>, columns: Vec<usize>) -> Self {
         Self { keys, sets: None, rows: Some(columns) }
     }
@@ -55,6 +58,11 @@ impl Groups {
 
     pub(crate) fn is_rows(&self) -> bool {
         self.rows.is_some()
+    }
+
+    /// Whether the rows of a row view are numbered within their event.
+    pub(crate) fn has_places(&self) -> bool {
+        self.is_rows() && self.keys.len() > ROW_KEYS.len() - 1
     }
 }
 
@@ -101,13 +109,13 @@ impl Shape {
         node_at(&self.plan, &self.to_split)
     }
 
-    /// Key columns first (`key_0`, …; for a row view `_partition`, `_offset`), then one struct per aggregate
+    /// Key columns first (`key_0`, …; for a row view `_partition`, `_offset`, `_place`), then one struct per aggregate
     /// (`state_0`, …), or the columns of a row view (`column_0`, …).
     pub(crate) fn state_schema(&self) -> SchemaRef {
         let below = self.below.schema();
         let column = |index: usize, name: String| below.field(index).clone().with_name(name);
         if let Some(columns) = &self.groups.rows {
-            let keys = self.groups.keys.iter().zip([record::PARTITION, record::OFFSET]);
+            let keys = self.groups.keys.iter().zip(ROW_KEYS);
             let keys = keys.map(|(&k, name)| column(k, name.to_string()));
             let rest = columns.iter().enumerate().map(|(i, &c)| column(c, column_name(i)));
             return Arc::new(Schema::new(keys.chain(rest).collect::<Vec<_>>()));

@@ -72,6 +72,23 @@ pub(crate) const VIEWS: &[ViewCase] = &[
         ..PLAIN
     },
     ViewCase {
+        name: "failing_rows",
+        sql: "SELECT _partition, _offset, 1000 / v AS q FROM {stream} WHERE b",
+        key: &["_partition", "_offset"],
+        truth: failing_rows,
+        fails: |e| e.row.b == Some(true) && e.row.v == 0,
+        ..PLAIN
+    },
+    ViewCase {
+        name: "stored",
+        sql: "SELECT _partition, _offset, k, 1000 / n AS q FROM (SELECT _partition, _offset, k, unnest([v, 7, v]) AS n FROM {stream})",
+        extra: "materialize = true",
+        key: &["_partition", "_offset", "q"],
+        truth: stored,
+        fails: |e| e.row.v == 0,
+        ..PLAIN
+    },
+    ViewCase {
         name: "failing",
         sql: "SELECT k, sum(1000 / v) AS q, count(*) AS n FROM {stream} GROUP BY k",
         key: &["k"],
@@ -221,6 +238,16 @@ fn rows(seen: &[Seen<'_>]) -> Vec<Value> {
     let rows = seen.iter().filter(|e| e.row.b == Some(true));
     rows.map(|e| json!({"_partition": e.partition, "_offset": e.offset, "s": e.row.s.as_ref().map(|s| s.to_uppercase()), "w": e.row.v * 2}))
         .collect()
+}
+
+fn failing_rows(seen: &[Seen<'_>]) -> Vec<Value> {
+    let rows = seen.iter().filter(|e| e.row.b == Some(true) && e.row.v != 0);
+    rows.map(|e| json!({"_partition": e.partition, "_offset": e.offset, "q": 1000 / e.row.v})).collect()
+}
+
+fn stored(seen: &[Seen<'_>]) -> Vec<Value> {
+    let rows = seen.iter().filter(|e| e.row.v != 0).flat_map(|e| [e.row.v, 7, e.row.v].map(|n| (e, n)));
+    rows.map(|(e, n)| json!({"_partition": e.partition, "_offset": e.offset, "k": e.row.k, "q": 1000 / n})).collect()
 }
 
 fn failing(seen: &[Seen<'_>]) -> Vec<Value> {

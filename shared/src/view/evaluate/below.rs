@@ -2,6 +2,7 @@
 //! keys, aggregate arguments, orders and filters.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
@@ -44,6 +45,8 @@ pub(crate) struct Below {
     numbered: Option<[usize; 3]>,
     /// The plan keeps something of an execution that belongs to its events.
     stateful: bool,
+    /// No event can make the plan fail.
+    infallible: bool,
 }
 
 impl Below {
@@ -63,7 +66,16 @@ impl Below {
             }
         }
         let stateful = builds_from_stream(&plan);
-        Self { plan, task, columns, safe_filter, schema, passed, numbered, stateful }
+        Self { plan, task, columns, safe_filter, schema, passed, numbered, stateful, infallible: false }
+    }
+
+    /// `infallible`: no event can make the plan fail.
+    pub(crate) fn with_infallible(self, infallible: bool) -> Self {
+        Self { infallible, ..self }
+    }
+
+    pub(crate) fn can_fail(&self) -> bool {
+        !self.infallible
     }
 
     /// What it yields.
@@ -161,26 +173,24 @@ impl Below {
             .collect()
     }
 
-    /// Fills in the place of each row among those of its event, which are neighbours: the tie-break when an event
-    /// yields several rows.
+    /// Fills in the place of each row among those of its event: the tie-break when an event yields several rows.
+    ///
+    /// SUBTLE: some joins interleave the rows of neighbouring events, each event's own rows in one order always.
     fn number(&self, rows: Vec<RecordBatch>, [partition, offset, place]: [usize; 3]) -> Result<Vec<RecordBatch>> {
         if rows.is_empty() {
             return Ok(rows);
         }
         let rows = concat_batches(&self.schema, &rows)?;
-        let partitions = rows.column(partition).as_primitive::<Int32Type>();
-        let offsets = rows.column(offset).as_primitive::<Int64Type>();
-        let mut places = Vec::with_capacity(rows.num_rows());
-        let mut next = 0_i64;
-        for row in 0..rows.num_rows() {
-            let same = row > 0
-                && partitions.value(row) == partitions.value(row - 1)
-                && offsets.value(row) == offsets.value(row - 1);
-            next = if same { next + 1 } else { 0 };
-            places.push(next);
-        }
+        let partitions = rows.column(partition).as_primitive::<Int32Type>().values();
+        let offsets = rows.column(offset).as_primitive::<Int64Type>().values();
+        let mut next: HashMap<(i32, i64), i64> = HashMap::with_capacity(rows.num_rows());
+        let places = partitions.iter().zip(offsets).map(|(partition, offset)| {
+            let next = next.entry((*partition, *offset)).or_default();
+            *next += 1;
+            *next - 1
+        });
         let mut columns: Vec<ArrayRef> = rows.columns().to_vec();
-        columns[place] = Arc::new(Int64Array::from(places));
+        columns[place] = Arc::new(Int64Array::from_iter_values(places));
         Ok(vec![RecordBatch::try_new(Arc::clone(&self.schema), columns)?])
     }
 }

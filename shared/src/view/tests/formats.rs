@@ -42,6 +42,8 @@ const VIEWS: &[(&str, &str)] = &[
     ),
     ("digests", "SELECT approx_percentile_cont(n, 0.5), approx_median(n) FROM s"),
     ("sets", "SELECT k, b, count(*) FROM s GROUP BY ROLLUP (k, b)"),
+    ("rows", "SELECT k, at, 10 / n AS x FROM s WHERE g > 0"),
+    ("places", "SELECT i, t FROM (SELECT i, unnest(tags) AS t FROM s)"),
     ("keys", "SELECT k, g, i, d, r, m, b, day, at FROM s GROUP BY k, g, i, d, r, m, b, day, at"),
 ];
 

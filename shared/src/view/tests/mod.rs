@@ -6,5 +6,6 @@ mod failing;
 mod fixture;
 mod formats;
 mod parallel;
+mod places;
 mod plans;
 mod refused;
