@@ -427,6 +427,11 @@ impl<'a> Case<'a> {
         // Two changes of one view tell more than one of each.
         let changed = self.views.iter().position(View::has_changed).filter(|_| self.random.random_bool(0.7));
         let index = changed.unwrap_or_else(|| self.any_view());
+        if !self.views[index].has_answered() {
+            // Only an answer tells which definition has which hash.
+            let body = self.client().view(self.views[index].name());
+            self.compare(index, &body);
+        }
         let view = &mut self.views[index];
         view.written = view.written.other();
         self.steps.push(format!("define {} {:?}", view.name(), view.written));

@@ -67,6 +67,11 @@ impl View {
         self.known.len() > 1
     }
 
+    /// The hash of one of its definitions is known.
+    pub(crate) fn has_answered(&self) -> bool {
+        !self.hashes.is_empty()
+    }
+
     pub(crate) fn config(&self, stream: &str) -> String {
         let late = match self.written {
             Variant::Whole => "",
