@@ -32,7 +32,7 @@ mutants! {
     MergedTwice = "merged_twice": "a merge of the delta counts its first run twice",
     RedeliveredTwice = "redelivered_twice": "a redelivered batch is counted again",
     MergeAcrossBoundary = "merge_across_boundary": "merges of the delta cross the boundaries of cuts",
-    DroppedBeforeSwap = "dropped_before_swap": "the delta below a claimed cut is dropped before its generation answers",
+    DroppedBeforeSwap = "dropped_before_swap": "the delta's groups below a claimed cut are dropped before its generation answers",
     ReplayOffByOne = "replay_off_by_one": "a replay from the master dataset starts one offset too high",
     RefreshedSnapshot = "refreshed_snapshot": "the archiver commits on a refreshed snapshot, whoever has moved the offsets",
     OffsetsBeforeData = "offsets_before_data": "offsets are committed to the master dataset before their events",

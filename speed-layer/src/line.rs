@@ -149,7 +149,13 @@ impl Line {
         let shown = self.shown();
         let mut runs = shown.runs.clone();
         if mutant::is(Mutant::DroppedBeforeSwap) {
-            runs.retain(|run| !self.plan.boundaries.iter().any(|cut| run.coverage.side(cut) == Side::Below));
+            // Runs that are not listed at all would be missed: serving looks for holes.
+            for run in &mut runs {
+                if self.plan.boundaries.iter().any(|cut| run.coverage.side(cut) == Side::Below) {
+                    let (states, coverage) = (run.states.slice(0, 0), run.coverage.clone());
+                    *run = Arc::new(DeltaRun { id: run.id.clone(), coverage, states, errors: vec![], memory_bytes: 0 });
+                }
+            }
         }
         ViewDelta {
             definition: self.plan.definition.clone(),

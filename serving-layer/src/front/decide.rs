@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use watershed_shared::delta::{DeltaAnswer, DeltaRun, ViewDelta};
 use watershed_shared::names::{DefinitionHash, GenerationId};
-use watershed_shared::offsets::{Cut, OffsetRange, OffsetVector, PartitionId, Position};
+use watershed_shared::offsets::{Cut, Offset, OffsetRange, OffsetVector, PartitionId, Position};
 
 /// A definition with one of its generations (0: none, the delta from the origin).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub(crate) enum Decision {
 /// | no candidate left, first one's cut at or past `last` | | its generation alone |
 /// | else | | as before |
 ///
-/// The first table row is what makes a position never go back; that a candidate's runs and its cut meet without hole
-/// or overlap is checked here once more, since a wrong answer would be silent.
+/// The first table row is what makes a position never go back; that a candidate's runs follow its cut without hole or
+/// overlap up to the position is checked here once more, since a wrong answer would be silent.
 pub(crate) fn decide(candidates: &[Candidate<'_>], last: Option<&Position>, origins: &OffsetVector) -> Decision {
     let reaches = |position: &Position| last.is_none_or(|last| position.covers(last));
     for (index, candidate) in candidates.iter().enumerate() {
@@ -58,11 +58,12 @@ pub(crate) fn decide(candidates: &[Candidate<'_>], last: Option<&Position>, orig
             answer => answer,
         };
         let DeltaAnswer::Runs(runs) = answer else { continue };
-        let position = origins.join(cut).join(&delta.position);
+        let from = origins.join(cut);
+        let position = from.join(&delta.position);
         if !reaches(&position) {
             continue;
         }
-        if let Err(error) = disjoint(&runs, cut, &position) {
+        if let Err(error) = exact(&runs, &from, &position) {
             tracing::error!(
                 definition = %candidate.pair.definition, generation = %candidate.pair.generation, %cut, %error,
                 "the delta's runs do not fit the cut: not served"
@@ -77,33 +78,29 @@ pub(crate) fn decide(candidates: &[Candidate<'_>], last: Option<&Position>, orig
     }
 }
 
-/// Runs that overlap, or reach below the cut or past the position.
+/// Runs that do not follow each other, or do not begin at the cut or end at the position.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("partition {partition}: {found} after {expected}")]
-pub(crate) struct Overlap {
+#[error("partition {partition}: {found} where offset {expected} is next")]
+pub(crate) struct Misfit {
     partition: PartitionId,
-    expected: i64,
+    expected: Offset,
+    /// Empty, at the position: no run reaches it.
     found: OffsetRange,
 }
 
-/// Whether each event from `cut` to `position` lies in at most one run.
-fn disjoint(runs: &[Arc<DeltaRun>], cut: &Cut, position: &Position) -> Result<(), Overlap> {
-    let mut ranges: Vec<(PartitionId, OffsetRange)> = Vec::new();
-    for run in runs {
-        ranges.extend(run.coverage.iter());
-    }
+/// Whether each event from `from` to `position` lies in exactly one run.
+fn exact(runs: &[Arc<DeltaRun>], from: &OffsetVector, position: &Position) -> Result<(), Misfit> {
+    let mut ranges: Vec<(PartitionId, OffsetRange)> = runs.iter().flat_map(|run| run.coverage.iter()).collect();
     ranges.sort_by_key(|(partition, range)| (*partition, range.start));
-    let mut at: Option<(PartitionId, i64)> = None;
-    for (partition, range) in ranges {
-        let expected = match at {
-            Some((same, end)) if same == partition => end,
-            _ => cut.get(partition).map_or(range.start.0, |o| o.0),
-        };
-        let end = position.get(partition).map_or(i64::MIN, |o| o.0);
-        if range.start.0 < expected || range.end.0 > end {
-            return Err(Overlap { partition, expected, found: range });
+    // Where the runs of each partition end, one behind the other.
+    let mut reached = from.clone();
+    let ends = position.iter().map(|(partition, end)| (partition, OffsetRange::new(end, end)));
+    for (partition, found) in ranges.into_iter().chain(ends) {
+        let expected = reached.get(partition).unwrap_or(found.start);
+        if found.start != expected || position.get(partition).is_none_or(|end| found.end > end) {
+            return Err(Misfit { partition, expected, found });
         }
-        at = Some((partition, range.end.0));
+        reached.set(partition, found.end);
     }
     Ok(())
 }
@@ -113,7 +110,6 @@ mod tests {
     use arrow::array::RecordBatch;
     use arrow::datatypes::Schema;
     use watershed_shared::names::RunId;
-    use watershed_shared::offsets::Offset;
 
     use super::*;
 
@@ -196,5 +192,14 @@ mod tests {
     fn runs_that_count_an_event_twice_are_not_served() {
         let now = delta(&[(0, 0)], &[(0, 7)], vec![run(&[(0, 0, 5)]), run(&[(0, 4, 7)])]);
         check(&[Candidate { pair: pair(0, &[]), delta: Some(&now) }], Some([(0, 7)].into()), "keep");
+    }
+
+    #[test]
+    fn runs_that_lack_an_event_are_not_served() {
+        let lacking: [&[(i64, i64)]; 4] = [&[(0, 3), (4, 7)], &[(1, 7)], &[(0, 6)], &[]];
+        for ranges in lacking {
+            let now = delta(&[(0, 0)], &[(0, 7)], ranges.iter().map(|(s, e)| run(&[(0, *s, *e)])).collect());
+            check(&[Candidate { pair: pair(0, &[]), delta: Some(&now) }], Some([(0, 7)].into()), "keep");
+        }
     }
 }
