@@ -148,7 +148,7 @@ impl Serving {
                 let snapshot = self.archived(&answer.stream, &position, &answer.origins, deadline).await?;
                 let from = if answer.reads_master() { &answer.origins } else { &answer.cut };
                 let (missing, _) = recounted(&snapshot, answer, from, &position)?;
-                let mut parts: Vec<Arc<dyn TableProvider>> = answer.generation_runs.iter().cloned().collect();
+                let mut parts: Vec<Arc<dyn TableProvider>> = answer.generation_states().into_iter().collect();
                 parts.push(missing);
                 self.view_over(&at, Arc::new(MergedStates::new(answer.compiled.state_schema(), parts))).await
             };

@@ -1,8 +1,11 @@
 //! Lookups by all key values: compiled once per view, without planning SQL for each request.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use datafusion::common::ScalarValue;
+use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{Expr, ident, lit};
 use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr as SqlExpr, Ident, Value as SqlValue};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
@@ -41,8 +44,8 @@ impl Serving {
             return Ok(None);
         }
         let _turn = Engine::until(ask.deadline, self.inner.engine.turn()).await?;
-        let state = self.inner.engine.session(Vec::new());
-        let found = self.inner.engine.on_threads("lookup", async move { find(&answer, &keys, &state).await });
+        let task = self.inner.engine.task();
+        let found = self.inner.engine.on_threads("lookup", async move { find(&answer, keys, task).await });
         let found = tokio::time::timeout_at(ask.deadline, found).await;
         let rows = match found.map_err(|_| Error::new(Code::Timeout, "the lookup took longer than its timeout_ms"))? {
             Ok(rows) => rows,
@@ -58,8 +61,8 @@ impl Serving {
 /// The group with these key values, finished.
 async fn find(
     answer: &ViewAnswer,
-    keys: &[ScalarValue],
-    state: &datafusion::execution::session_state::SessionState,
+    keys: Vec<ScalarValue>,
+    task: Arc<TaskContext>,
 ) -> std::result::Result<Rows, Failure> {
     let schema = answer.compiled.state_schema();
     let filters: Vec<Expr> =
@@ -70,10 +73,10 @@ async fn find(
         states.clear();
     }
     if let Some(runs) = &answer.generation_runs {
-        let plan = runs.scan(state, None, &filters, None).await.map_err(failure)?;
-        let batches = datafusion::physical_plan::collect(plan, state.task_ctx()).await.map_err(failure)?;
-        // The scan prunes by row groups and pages; within a batch rows are in the order of keys.
-        states.extend(batches.iter().map(|batch| slice(batch, &bounds)));
+        let all: Vec<usize> = (0..schema.fields().len()).collect();
+        let key: Vec<(usize, ScalarValue)> = keys.into_iter().enumerate().collect();
+        let plan = runs.lookup(&task.runtime_env(), &all, &key).map_err(failure)?;
+        states.extend(datafusion::physical_plan::collect(plan, task).await.map_err(failure)?);
     }
     states.retain(|batch| batch.num_rows() > 0);
     let output = answer.compiled.output_schema();

@@ -12,6 +12,7 @@ use watershed_shared::clock;
 use watershed_shared::delta::{DeltaRun, Reason};
 use watershed_shared::names::{DefinitionHash, GenerationId};
 use watershed_shared::offsets::{Cut, Offset, OffsetVector, PartitionId, Position};
+use watershed_shared::run::RunsTable;
 use watershed_shared::view::{CompiledView, Kind};
 
 use crate::merged::{DeltaTable, MergedStates};
@@ -73,7 +74,7 @@ pub struct ViewAnswer {
     pub log_end: OffsetVector,
     pub reasons: Vec<Reason>,
     pub(crate) runs: Vec<Arc<DeltaRun>>,
-    pub(crate) generation_runs: Option<Arc<dyn TableProvider>>,
+    pub(crate) generation_runs: Option<Arc<RunsTable>>,
     /// The greatest running maximum over all partitions at the position; the outer `None`: not known here.
     pub(crate) event_time_max: Option<Option<i64>>,
     pub(crate) pending: Pending,
@@ -107,7 +108,7 @@ impl ViewAnswer {
         compiled: Arc<CompiledView>,
         definition: &Definition,
         generation: Arc<Generation>,
-        generation_runs: Option<Arc<dyn TableProvider>>,
+        generation_runs: Option<Arc<RunsTable>>,
     ) -> Self {
         let cut = now.origins.join(&generation.cut);
         Self {
@@ -133,9 +134,14 @@ impl ViewAnswer {
     /// The stored states of this answer: those of the generation's runs and of the delta's.
     pub(crate) fn stored_states(&self) -> MergedStates {
         let schema = self.compiled.state_schema();
-        let mut parts: Vec<Arc<dyn TableProvider>> = self.generation_runs.iter().cloned().collect();
+        let mut parts: Vec<Arc<dyn TableProvider>> = self.generation_states().into_iter().collect();
         parts.push(Arc::new(self.delta_states()));
         MergedStates::new(schema, parts)
+    }
+
+    /// The generation's states alone; `None` where none are stored.
+    pub(crate) fn generation_states(&self) -> Option<Arc<dyn TableProvider>> {
+        self.generation_runs.clone().map(|runs| runs as Arc<dyn TableProvider>)
     }
 
     /// The delta's states alone.

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use datafusion::catalog::TableProvider;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::watch;
@@ -58,7 +57,7 @@ struct Made {
     failed: BTreeMap<DefinitionHash, String>,
     compiling: BTreeSet<DefinitionHash>,
     /// Opened tables of generations, so that their footers are read once.
-    tables: BTreeMap<(String, GenerationId), Arc<dyn TableProvider>>,
+    tables: BTreeMap<(String, GenerationId), Arc<RunsTable>>,
     start_end: Option<OffsetVector>,
 }
 
@@ -340,7 +339,7 @@ impl Front {
         generation: &Generation,
         compiled: &CompiledView,
         made: &mut Made,
-    ) -> Result<Option<Arc<dyn TableProvider>>, String> {
+    ) -> Result<Option<Arc<RunsTable>>, String> {
         if generation.runs.is_empty() {
             return Ok(None);
         }
@@ -399,9 +398,9 @@ pub(crate) fn runs_table(
     storage: &Storage,
     generation: &Generation,
     compiled: &CompiledView,
-) -> Result<Arc<dyn TableProvider>, String> {
+) -> Result<Arc<RunsTable>, String> {
     let table = RunsTable::new(storage, compiled.state_schema(), generation.runs.clone(), compiled.key_count());
-    table.map(|t| t as Arc<dyn TableProvider>).map_err(|e| format!("generation {} cannot be read: {e}", generation.id))
+    table.map_err(|e| format!("generation {} cannot be read: {e}", generation.id))
 }
 
 impl Made {
