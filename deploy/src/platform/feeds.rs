@@ -97,6 +97,8 @@ impl Feeds {
             let feed = feeds.borrow_and_update().clone();
             let started = Instant::now();
             let error = tokio::select! {
+                // First: a feed that ends since it was told to has not failed.
+                biased;
                 () = self.maker.stop.cancelled() => return,
                 _ = feeds.changed() => continue,
                 error = feed.ended() => error,
