@@ -26,6 +26,8 @@ pub enum ArchiverState {
     },
     /// It was told to end.
     Ended,
+    /// It runs in another process.
+    Elsewhere,
 }
 
 impl ArchiverState {
@@ -38,6 +40,7 @@ impl ArchiverState {
             Self::Retrying { .. } => "retrying",
             Self::Stopped { .. } => "stopped",
             Self::Ended => "ended",
+            Self::Elsewhere => "elsewhere",
         }
     }
 
@@ -48,7 +51,7 @@ impl ArchiverState {
                 ("archive_retrying", format!("archiving fails since {since} and is tried again: {error}"))
             }
             Self::Stopped { at, error } => ("archive_stopped", format!("archiving has stopped at {at}: {error}")),
-            Self::Starting | Self::Healthy | Self::Standby | Self::Ended => return None,
+            Self::Starting | Self::Healthy | Self::Standby | Self::Ended | Self::Elsewhere => return None,
         };
         Some(Reason { code: code.to_owned(), partition: None, from: None, to: None, message })
     }

@@ -20,6 +20,7 @@ pub mod record;
 pub mod register;
 pub mod run;
 pub mod schedule;
+pub mod shard;
 pub mod storage;
 pub mod tables;
 pub mod task;

@@ -164,6 +164,7 @@ impl Line {
             position: shown.position.clone(),
             runs,
             joined: self.joined(position),
+            unowned: BTreeSet::new(),
         }
     }
 

@@ -80,6 +80,7 @@ async fn see_partitions(client: &LogClient, config: &StreamConfig, register: &Re
                 topic: config.topic.clone(),
                 topic_id: topic.topic_id.clone(),
                 origins: starts.clone(),
+                shards: Some(config.shards),
             };
             let next = match state.apply(&event) {
                 Err(Rejected::TopicReplaced { recorded, found }) => {

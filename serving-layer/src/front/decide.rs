@@ -107,6 +107,8 @@ fn exact(runs: &[Arc<DeltaRun>], from: &OffsetVector, position: &Position) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use arrow::array::RecordBatch;
     use arrow::datatypes::Schema;
     use watershed_shared::names::RunId;
@@ -128,6 +130,7 @@ mod tests {
             position: vector(position),
             runs,
             joined: true,
+            unowned: BTreeSet::new(),
         }
     }
 

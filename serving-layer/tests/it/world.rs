@@ -584,6 +584,7 @@ impl TestDelta {
             position: Position::new(),
             runs: Vec::new(),
             joined: true,
+            unowned: std::collections::BTreeSet::new(),
         };
         let snapshot = StreamDelta {
             stream: "clicks".into(),

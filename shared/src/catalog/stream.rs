@@ -44,8 +44,11 @@ pub struct Ownership {
     /// Counts up by one with each owner.
     pub epoch: u64,
     pub worker: String,
-    /// Where its delta service answers; `None` within one process.
+    /// `host:port` of its delta service.
     pub address: Option<String>,
+    /// It ended in good order and gave the shard up: anybody may claim it at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
 }
 
 /// What a record of a stream's register decides.
@@ -57,9 +60,17 @@ pub enum StreamEvent {
         topic: String,
         topic_id: Option<String>,
         origins: OffsetVector,
+        /// How many shards the stream has; the first record that says it decides.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shards: Option<u32>,
     },
     Owned {
         ownership: Ownership,
+    },
+    /// The owner of this epoch gives the shard up.
+    Released {
+        shard: u32,
+        epoch: u64,
     },
     Lost {
         loss: Loss,
@@ -75,6 +86,9 @@ pub struct StreamState {
     /// Per partition the log's start when the stream was first seen.
     pub origins: OffsetVector,
     pub owners: BTreeMap<u32, Ownership>,
+    /// Fixed once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<u32>,
     pub losses: Vec<Loss>,
 }
 
@@ -106,7 +120,7 @@ impl StreamState {
     pub fn apply(&self, event: &StreamEvent) -> Result<Self, Rejected> {
         let mut next = self.clone();
         match event {
-            StreamEvent::Seen { topic, topic_id, origins } => {
+            StreamEvent::Seen { topic, topic_id, origins, shards } => {
                 if let (Some(recorded), Some(found)) = (&self.topic_id, topic_id)
                     && recorded != found
                 {
@@ -114,6 +128,7 @@ impl StreamState {
                 }
                 next.topic = Some(topic.clone());
                 next.topic_id = next.topic_id.or_else(|| topic_id.clone());
+                next.shards = next.shards.or(*shards);
                 for (partition, origin) in origins.iter() {
                     if next.origins.get(partition).is_none() {
                         next.origins.set(partition, origin);
@@ -127,6 +142,13 @@ impl StreamState {
                 }
                 next.owners.insert(ownership.shard, ownership.clone());
             }
+            StreamEvent::Released { shard, epoch } => match next.owners.get_mut(shard) {
+                Some(owner) if owner.epoch == *epoch => owner.released = true,
+                other => {
+                    let current = other.map_or(0, |o| o.epoch);
+                    return Err(Rejected::EpochTaken { shard: *shard, epoch: current });
+                }
+            },
             StreamEvent::Lost { loss } => next.losses.push(loss.clone()),
             StreamEvent::LossAccepted => next.losses.iter_mut().for_each(|l| l.accepted = true),
         }
@@ -137,6 +159,27 @@ impl StreamState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shard_has_one_owner_per_epoch_and_only_that_one_gives_it_up() {
+        let owned = |epoch, worker: &str| StreamEvent::Owned {
+            ownership: Ownership { shard: 1, epoch, worker: worker.to_owned(), address: None, released: false },
+        };
+        let released = |epoch| StreamEvent::Released { shard: 1, epoch };
+        let first = StreamState::default().apply(&owned(1, "a")).unwrap();
+        assert_eq!(first.apply(&owned(1, "b")), Err(Rejected::EpochTaken { shard: 1, epoch: 1 }));
+        let second = first.apply(&released(1)).unwrap().apply(&owned(2, "b")).unwrap();
+        assert!(first.apply(&released(1)).unwrap().owners[&1].released && !second.owners[&1].released);
+        assert_eq!(second.apply(&released(1)), Err(Rejected::EpochTaken { shard: 1, epoch: 2 }), "it came too late");
+    }
+
+    #[test]
+    fn the_number_of_shards_is_decided_once() {
+        let seen =
+            |shards| StreamEvent::Seen { topic: "t".to_owned(), topic_id: None, origins: OffsetVector::new(), shards };
+        let state = StreamState::default().apply(&seen(None)).unwrap().apply(&seen(Some(2))).unwrap();
+        assert_eq!(state.apply(&seen(Some(3))).unwrap().shards, Some(2));
+    }
 
     #[test]
     fn a_loss_is_recorded_once_whoever_finds_it_and_however_it_grows() {

@@ -71,6 +71,19 @@ pub struct Build {
     pub claimed_at: DateTime<Utc>,
 }
 
+/// A build that was asked for through the storage, until a process claims it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    pub id: BuildId,
+    pub mode: BuildMode,
+    /// Of an activation: the generation to return to.
+    pub base: Option<GenerationId>,
+    pub requested_at: DateTime<Utc>,
+    /// The process that has taken it on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+}
+
 /// How a build ended without publishing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -97,7 +110,16 @@ pub enum ViewEvent {
     Published {
         generation: Box<Generation>,
     },
-    /// Ends a claim without a generation.
+    /// Asks whichever process builds for a build. One of a view at a time.
+    Requested {
+        request: Request,
+    },
+    /// A process takes a requested build on.
+    Taken {
+        build: BuildId,
+        holder: String,
+    },
+    /// Ends a claim, or a request, without a generation. Whoever held it can't publish any more.
     Ended {
         build: BuildId,
         outcome: BuildOutcome,
@@ -127,6 +149,9 @@ pub struct ViewState {
     pub generations: Vec<Generation>,
     /// One build at a time per definition.
     pub builds: BTreeMap<DefinitionHash, Build>,
+    /// Asked for and not yet claimed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<Request>,
     pub paused: bool,
     /// The greatest number ever given.
     pub last_generation: GenerationId,
@@ -161,6 +186,12 @@ impl ViewState {
                         return Err(Rejected::CutBelowBase { cut: build.cut.clone(), base: base.cut.clone() });
                     }
                 }
+                if let Some(request) = self.requests.iter().find(|r| r.id == build.id)
+                    && request.holder.as_ref() != Some(&build.holder)
+                {
+                    return Err(Rejected::ClaimLost(build.id.clone()));
+                }
+                next.requests.retain(|r| r.id != build.id);
                 next.builds.insert(build.definition.clone(), (**build).clone());
             }
             ViewEvent::Published { generation } => {
@@ -195,9 +226,26 @@ impl ViewState {
                     }
                 }
             }
+            ViewEvent::Requested { request } => {
+                let running = self.builds.values().map(|b| &b.id).chain(self.requests.iter().map(|r| &r.id)).next();
+                if let Some(running) = running {
+                    return Err(Rejected::AlreadyRunning(running.clone()));
+                }
+                if let Some(base) = request.base.filter(|base| self.generation(*base).is_none()) {
+                    return Err(Rejected::UnknownGeneration(base));
+                }
+                next.requests.push(request.clone());
+            }
+            ViewEvent::Taken { build, holder } => {
+                let request = next.requests.iter_mut().find(|r| r.id == *build && r.holder.is_none());
+                request.ok_or_else(|| Rejected::ClaimLost(build.clone()))?.holder = Some(holder.clone());
+            }
             ViewEvent::Ended { build, .. } => {
-                let held = self.builds.values().find(|b| b.id == *build).map(|b| b.definition.clone());
-                next.builds.remove(&held.ok_or_else(|| Rejected::ClaimLost(build.clone()))?);
+                if !self.is_open(build) {
+                    return Err(Rejected::ClaimLost(build.clone()));
+                }
+                next.builds.retain(|_, b| b.id != *build);
+                next.requests.retain(|r| r.id != *build);
             }
             ViewEvent::Paused { paused } => next.paused = *paused,
             ViewEvent::Retired { generations } => {
@@ -213,6 +261,11 @@ impl ViewState {
             }
         }
         Ok(next)
+    }
+
+    /// Whether the build is asked for or claimed, and has not ended.
+    pub fn is_open(&self, build: &BuildId) -> bool {
+        self.builds.values().any(|b| b.id == *build) || self.requests.iter().any(|r| r.id == *build)
     }
 
     pub fn generation(&self, id: GenerationId) -> Option<&Generation> {
@@ -284,5 +337,76 @@ impl ViewState {
         cuts.sort_by_key(|c| c.iter().collect::<Vec<_>>());
         cuts.dedup();
         cuts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(events: &[ViewEvent]) -> Result<ViewState, Rejected> {
+        events.iter().try_fold(ViewState::default(), |state, event| state.apply(event))
+    }
+
+    fn defined() -> ViewEvent {
+        let definition = Definition {
+            hash: DefinitionHash::new("d"),
+            stream: "s".to_owned(),
+            sql: String::new(),
+            late: Late::Include,
+            retain: None,
+            materialize: false,
+            tables: BTreeMap::new(),
+            appended_at: DateTime::UNIX_EPOCH,
+        };
+        ViewEvent::Defined { definition: Box::new(definition) }
+    }
+
+    fn requested(id: &str) -> ViewEvent {
+        let (id, mode) = (BuildId::new(id), BuildMode::Rebuild);
+        let request = Request { id, mode, base: None, requested_at: DateTime::UNIX_EPOCH, holder: None };
+        ViewEvent::Requested { request }
+    }
+
+    fn taken(id: &str, holder: &str) -> ViewEvent {
+        ViewEvent::Taken { build: BuildId::new(id), holder: holder.to_owned() }
+    }
+
+    fn claimed(id: &str, holder: &str) -> ViewEvent {
+        let build = Build {
+            id: BuildId::new(id),
+            mode: BuildMode::Rebuild,
+            definition: DefinitionHash::new("d"),
+            base: None,
+            cut: Cut::new(),
+            holder: holder.to_owned(),
+            claimed_at: DateTime::UNIX_EPOCH,
+        };
+        ViewEvent::Claimed { build: Box::new(build) }
+    }
+
+    fn ended(id: &str) -> ViewEvent {
+        ViewEvent::Ended { build: BuildId::new(id), outcome: BuildOutcome::Cancelled }
+    }
+
+    #[test]
+    fn of_those_who_take_a_request_on_one_claims_it() {
+        let lost = Err(Rejected::ClaimLost(BuildId::new("1")));
+        assert_eq!(state(&[defined(), requested("1"), taken("1", "a"), taken("1", "b")]), lost);
+        assert_eq!(state(&[defined(), requested("1"), taken("1", "a"), claimed("1", "b")]), lost);
+        assert_eq!(state(&[defined(), requested("1"), claimed("1", "a")]), lost, "it was not taken on");
+        let claimed = state(&[defined(), requested("1"), taken("1", "a"), claimed("1", "a")]).unwrap();
+        assert!(claimed.requests.is_empty() && claimed.is_open(&BuildId::new("1")));
+    }
+
+    #[test]
+    fn a_view_has_one_request_or_build_and_whoever_ends_it_has_the_last_word() {
+        let running = Err(Rejected::AlreadyRunning(BuildId::new("1")));
+        assert_eq!(state(&[defined(), requested("1"), requested("2")]), running);
+        assert_eq!(state(&[defined(), claimed("1", "a"), requested("2")]), running);
+        let lost = Err(Rejected::ClaimLost(BuildId::new("1")));
+        assert_eq!(state(&[defined(), requested("1"), ended("1"), taken("1", "a")]), lost);
+        assert_eq!(state(&[defined(), claimed("1", "a"), ended("1"), ended("1")]), lost);
+        assert!(state(&[defined(), requested("1"), ended("1"), requested("2")]).is_ok());
     }
 }

@@ -154,6 +154,24 @@ pub(super) static SPEED: Section = Section {
             "Which shards this worker owns: \"auto\", those that nobody else serves, or fixed ones: [0, 1].",
         ),
         key(
+            "advertise",
+            "HOST:PORT",
+            Optional("\"speed-0.speed:8081\""),
+            "Where other processes reach the delta service. Default: the address on which it listens.",
+        ),
+        key(
+            "token",
+            "text",
+            Optional("\"secret\""),
+            "What the delta service asks for and the other processes say; needed unless it listens on loopback only.",
+        ),
+        key(
+            "owner_timeout",
+            "duration",
+            Default("\"10 seconds\""),
+            "With claim = \"auto\": a worker claims a shard whose owner has not answered it for this long.",
+        ),
+        key(
             "commit_interval",
             "duration",
             Default("\"1 second\""),

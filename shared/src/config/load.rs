@@ -93,6 +93,7 @@ fn assemble<'t>(context: Context<'_, 't>, document: &DeTable<'t>, base: &Path) -
         },
         broker: BrokerConfig { listen: broker?.1 },
         storage_url: storage_url?,
+        storage_named: document.contains_key("storage"),
         http: HttpConfig { listen: http?.value },
         archive: archive?,
         batch: batch?,
@@ -305,14 +306,38 @@ fn batch(reader: &Reader<'_, '_, '_>) -> Option<BatchConfig> {
 fn speed(context: Context<'_, '_>, reader: &Reader<'_, '_, '_>) -> Option<SpeedConfig> {
     let listen = reader.parsed("listen", address);
     let claim = claim(context, reader);
+    let advertise = optional(reader, "advertise", |text| match text.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => Ok(text.to_owned()),
+        _ => Err(format!("`{text}` is not of the form HOST:PORT")),
+    });
+    let token = optional(reader, "token", |text| match text.trim() {
+        "" => Err("an empty token"),
+        token => Ok(token.to_owned()),
+    });
+    let owner_timeout = reader.duration("owner_timeout", Duration::from_millis(100));
     let commit_interval = reader.duration("commit_interval", Duration::ZERO);
     let window = reader.size("window", 1 << 20);
     Some(SpeedConfig {
         listen: listen?.value,
         claim: claim?,
+        advertise: advertise?,
+        token: token?,
+        owner_timeout: owner_timeout?,
         commit_interval: commit_interval?,
         window_bytes: usize::try_from(window?).unwrap_or(usize::MAX),
     })
+}
+
+/// A text that may be left out; `None` only if an error has been noted.
+fn optional<E: std::fmt::Display>(
+    reader: &Reader<'_, '_, '_>,
+    name: &str,
+    parse: impl Fn(&str) -> Result<String, E>,
+) -> Option<Option<String>> {
+    match reader.is_given(name) {
+        true => reader.parsed(name, parse).map(|found| Some(found.value)),
+        false => Some(None),
+    }
 }
 
 fn claim(context: Context<'_, '_>, reader: &Reader<'_, '_, '_>) -> Option<Claim> {

@@ -44,6 +44,8 @@ pub struct Config {
     pub broker: BrokerConfig,
     /// Where the master datasets, generations and registers lie; ends with a slash.
     pub storage_url: Url,
+    /// Whether the file names the storage; otherwise it lies in `data_dir`.
+    pub storage_named: bool,
     pub http: HttpConfig,
     pub archive: ArchiveConfig,
     pub batch: BatchConfig,
@@ -133,6 +135,12 @@ pub struct BatchConfig {
 pub struct SpeedConfig {
     pub listen: SocketAddr,
     pub claim: Claim,
+    /// `host:port` for other processes; `None`: where it listens.
+    pub advertise: Option<String>,
+    /// Of the delta service.
+    pub token: Option<String>,
+    /// How long an owner may be silent before its shard is claimed.
+    pub owner_timeout: Duration,
     /// How long an answer may be ahead of what is durable in the delta store.
     pub commit_interval: Duration,
     /// Bytes of decoded batches that a stream's shared window holds.

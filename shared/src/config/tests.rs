@@ -254,6 +254,12 @@ fn wrong_values() {
         &["2:13: `claim`: a shard is a number from 0, as in claim = [0, 1]", "2:17: `claim`: shard 0 stands twice"],
     );
     wrong("[speed]\nclaim = \"all\"", &["2:9: `claim`: `all` is neither \"auto\" nor a list of shards, as in [0, 1]"]);
+    wrong("[speed]\nadvertise = \"speed-0\"", &["2:13: `advertise`: `speed-0` is not of the form HOST:PORT"]);
+    wrong("[speed]\ntoken = \"  \"", &["2:9: `token`: an empty token"]);
+    let speed =
+        good("[speed]\nadvertise = \"speed-0.speed:8081\"\ntoken = \"secret\"\nowner_timeout = \"2 seconds\"").speed;
+    assert_eq!((speed.advertise.as_deref(), speed.token.as_deref()), (Some("speed-0.speed:8081"), Some("secret")));
+    assert_eq!(speed.owner_timeout, Duration::from_secs(2));
     assert_eq!(good("[speed]\nclaim = [0, 2]").speed.claim, Claim::Shards([0, 2].into()));
 }
 

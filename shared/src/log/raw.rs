@@ -22,6 +22,7 @@ use super::error::{Error, Result};
 use super::native::{self, Entry, NativeError, OffsetSpec, PartitionReader, Record};
 use crate::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
 use crate::record::{Headers, RawBatch, RawRecord};
+use crate::shard::Shard;
 use crate::{clock, task};
 
 /// Settings of a [`RawReader`].
@@ -39,6 +40,15 @@ pub struct RawReaderOptions {
     pub topic_id: Option<String>,
     /// Only these partitions; `None`: all, also those that are added later.
     pub partitions: Option<BTreeSet<PartitionId>>,
+    /// Only partitions of this shard.
+    pub shard: Shard,
+}
+
+impl RawReaderOptions {
+    /// Whether `partition` is to be read.
+    pub(super) fn wants(&self, partition: PartitionId) -> bool {
+        self.shard.holds(partition) && self.partitions.as_ref().is_none_or(|only| only.contains(&partition))
+    }
 }
 
 impl Default for RawReaderOptions {
@@ -50,6 +60,7 @@ impl Default for RawReaderOptions {
             refresh_interval: Duration::from_secs(10),
             topic_id: None,
             partitions: None,
+            shard: Shard::WHOLE,
         }
     }
 }
@@ -104,10 +115,11 @@ impl RawReader {
         let topic_id = options.topic_id.take().or(info.topic_id);
         options.topic_id.clone_from(&topic_id);
         let marks = client.watermarks(topic).await?;
-        let starts = decide_starts(topic, &marks, from, options.partitions.as_ref())?;
+        let starts = decide_starts(topic, &marks, from, &options)?;
 
         let Reports { log_end: log_end_tx, health: health_tx } = reports;
-        log_end_tx.send_replace(marks.iter().map(|(p, (_, high))| (*p, *high)).collect());
+        log_end_tx
+            .send_replace(marks.iter().filter(|(p, _)| options.wants(**p)).map(|(p, (_, high))| (*p, *high)).collect());
         health_tx.send_replace(Health::Connected);
         let (log_end, health) = (log_end_tx.subscribe(), health_tx.subscribe());
         let (sender, batches) = mpsc::channel(options.queued_batches.max(1));
@@ -231,15 +243,14 @@ fn decide_starts(
     topic: &str,
     marks: &BTreeMap<PartitionId, (Offset, Offset)>,
     from: &OffsetVector,
-    only: Option<&BTreeSet<PartitionId>>,
+    options: &RawReaderOptions,
 ) -> Result<BTreeMap<PartitionId, Offset>> {
-    let wanted = |p: &PartitionId| only.is_none_or(|only| only.contains(p));
     // A partition that the topic does not have is an empty one: it can only be read from 0.
     let named = from.iter().map(|(p, _)| (p, (Offset(0), Offset(0))));
     let mut all: BTreeMap<_, _> = named.collect();
     all.extend(marks.iter().map(|(p, m)| (*p, *m)));
     let mut starts = BTreeMap::new();
-    for (partition, (low, high)) in all.into_iter().filter(|(p, _)| wanted(p)) {
+    for (partition, (low, high)) in all.into_iter().filter(|(p, _)| options.wants(*p)) {
         let start = from.get(partition).unwrap_or(low);
         if start < low || high < start {
             return Err(Error::OffsetLost { topic: topic.to_owned(), partition, wanted: start, low, high });
@@ -315,8 +326,7 @@ async fn look(
 ) -> Result<Vec<(PartitionId, Offset)>> {
     let info = client.topic(topic).await?;
     check_id(topic, options.topic_id.as_deref(), info.topic_id.as_deref())?;
-    let wanted =
-        |p: &PartitionId| !known.contains(p) && options.partitions.as_ref().is_none_or(|only| only.contains(p));
+    let wanted = |p: &PartitionId| !known.contains(p) && options.wants(*p);
     if !info.partition_ids().any(|p| wanted(&p)) {
         return Ok(Vec::new());
     }

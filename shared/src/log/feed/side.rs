@@ -102,7 +102,7 @@ async fn read(
         opened => opened?,
     };
     for (partition, wanted) in position.iter() {
-        let is_read = shared.raw.partitions.as_ref().is_none_or(|only| only.contains(&partition));
+        let is_read = shared.raw.wants(partition);
         let low = raw.starts().get(partition).unwrap_or(Offset(0));
         let high = raw.log_end().borrow().get(partition).unwrap_or(Offset(0));
         if is_read && (wanted < low || high < wanted) {

@@ -3,17 +3,26 @@
 //! A [`StreamDelta`] is one immutable snapshot of all views of a stream at one common position. Runs are shared by
 //! reference, so a snapshot is a list; taking one costs nothing and nothing that happens later changes it.
 
-use std::collections::BTreeMap;
+mod client;
+mod combine;
+mod link;
+pub mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::names::{DefinitionHash, RunId};
 use crate::offsets::{Coverage, Cut, OffsetVector, PartitionId, Position, Side};
 use crate::run::EventError;
+
+pub use client::DeltaClient;
+pub use link::{HEARTBEAT, Peer, Peers, PeersError, Progress};
 
 /// An immutable run of the delta.
 #[derive(Debug)]
@@ -28,6 +37,8 @@ pub struct DeltaRun {
 }
 
 /// The delta of one definition of a view: exactly the events in `[from, position)`, each in one run.
+///
+/// It may not know every partition of the stream: one that nobody owns is absent from `position`.
 #[derive(Debug, Clone)]
 pub struct ViewDelta {
     pub definition: DefinitionHash,
@@ -37,6 +48,8 @@ pub struct ViewDelta {
     pub runs: Vec<Arc<DeltaRun>>,
     /// It advances with all other views of the stream. If not, it replays and has a position of its own.
     pub joined: bool,
+    /// Partitions that nobody keeps up now: they stand still until somebody claims them.
+    pub unowned: BTreeSet<PartitionId>,
 }
 
 /// What a worker answers when asked for its runs from a cut.
@@ -53,12 +66,14 @@ pub enum DeltaAnswer {
 }
 
 impl ViewDelta {
-    /// The runs at or past `cut`.
+    /// The runs at or past `cut`. A partition that this delta does not know has none, and stands at the cut; so does one that
+    /// nobody owns and that did not get there.
     pub fn from_cut(&self, cut: &Cut) -> DeltaAnswer {
         if !cut.covers(&self.from) {
             return DeltaAnswer::Gone;
         }
-        if !self.position.covers(cut) {
+        let behind = |(p, at)| cut.get(p).is_some_and(|cut| at < cut) && !self.unowned.contains(&p);
+        if self.position.iter().any(behind) {
             return DeltaAnswer::Behind;
         }
         let mut runs = Vec::with_capacity(self.runs.len());
@@ -74,7 +89,7 @@ impl ViewDelta {
 }
 
 /// Where a partition of the stream stands in the speed layer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionStatus {
     /// The running maximum behind the position, microseconds.
     pub event_time_max: Option<i64>,
@@ -84,15 +99,15 @@ pub struct PartitionStatus {
 }
 
 /// Why a worker does not advance, or an answer from it lacks something.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
     /// Stable, snake case: `catching_up`, `topic_replaced`, `offsets_lost`, `speed_stopped`, …
     pub code: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partition: Option<PartitionId>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<i64>,
     pub message: String,
 }
@@ -143,7 +158,7 @@ pub trait DeltaService: Send + Sync + fmt::Debug {
     /// The current snapshot and those to come.
     fn watch(&self) -> watch::Receiver<Arc<StreamDelta>>;
 
-    /// Ends all runs at the current position, and answers it.
+    /// Ends all runs at the current position, and answers it. A partition is absent if who owns it did not answer.
     ///
     /// The boundary holds for at least a minute even if no register names it, so that a claim can be written.
     async fn seal(&self) -> Result<Cut, SealError>;
