@@ -5,6 +5,7 @@
 //! a new definition, a lost or damaged store, a boundary that comes too late.
 
 mod board;
+mod claims;
 mod commit;
 mod compute;
 mod follow;
@@ -17,13 +18,16 @@ mod micro_batch;
 mod reasons;
 mod replay;
 mod segment;
+mod service;
 mod source;
 mod states;
 mod store;
 mod worker;
 
+pub use claims::{ClaimOptions, Claims};
 pub use log_and_archive::LogAndArchive;
 pub use micro_batch::Discontinuity;
+pub use service::DeltaServer;
 pub use source::{EventReader, EventSource, SourceError};
 pub use states::{StateMaker, StatesError, ViewPlan};
 pub use store::{Change, DeltaStore, MemoryStore, SledStore, StoreError};

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use watershed_shared::names::DefinitionHash;
 use watershed_shared::offsets::Cut;
 use watershed_shared::run::EventError;
+use watershed_shared::shard::Shard;
 use watershed_shared::view::CompiledView;
 
 /// The view's SQL could not be run. It is no fault of single events: those are [`EventError`]s.
@@ -76,4 +77,13 @@ pub struct ViewPlan {
     pub boundaries: Vec<Cut>,
     /// The lowest of them that is still needed, partition by partition: what lies below may be dropped.
     pub from: Cut,
+}
+
+impl ViewPlan {
+    /// The plan of a worker that knows nothing but `shard`.
+    #[must_use]
+    pub fn of_shard(&self, shard: Shard) -> Self {
+        let boundaries = self.boundaries.iter().map(|cut| shard.restrict(cut)).collect();
+        Self { boundaries, from: shard.restrict(&self.from), ..self.clone() }
+    }
 }

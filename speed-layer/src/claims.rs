@@ -1,0 +1,253 @@
+//! Which shards of a stream this process owns: claims, and what others claim.
+//!
+//! Two owners of one shard are harmless: whoever reads deltas takes that of the newest who has caught up. So an owner who is
+//! passed by another goes on until that one has reached it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use watershed_shared::catalog::{Ownership, Rejected, StreamEvent, StreamState};
+use watershed_shared::clock::{self, Instant};
+use watershed_shared::config::Claim;
+use watershed_shared::delta::{Peers, Progress};
+use watershed_shared::register::Register;
+use watershed_shared::shard::Shard;
+
+use crate::service::DeltaServer;
+
+/// Who is passed by another waits for that one for this long at most.
+const HAND_OVER: Duration = Duration::from_secs(600);
+/// Between two looks at least, and at most.
+const LEAST_LOOK: Duration = Duration::from_millis(50);
+const MOST_LOOK: Duration = Duration::from_secs(1);
+
+/// What claims are made with.
+#[derive(Debug)]
+pub struct ClaimOptions {
+    pub stream: String,
+    pub shards: u32,
+    pub claim: Claim,
+    /// How long an owner may be silent.
+    pub owner_timeout: Duration,
+    /// This process, the same after a restart on the same `data_dir`.
+    pub worker: String,
+    /// Where others reach its delta service.
+    pub address: String,
+    pub peers: Peers,
+}
+
+/// Claims shards of a stream, and holds them until another process does.
+#[derive(Debug)]
+pub struct Claims {
+    options: ClaimOptions,
+    register: Register<StreamState>,
+    state: watch::Receiver<Arc<StreamState>>,
+    server: DeltaServer,
+    held: watch::Sender<BTreeMap<u32, u64>>,
+    watched: BTreeMap<u32, Watched>,
+}
+
+/// What is seen of the owner of a shard that this process does not own.
+#[derive(Debug)]
+struct Watched {
+    epoch: u64,
+    /// It answered last, or was first seen.
+    answered: Instant,
+}
+
+/// What to do about a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Claim,
+    /// It is ours.
+    Hold,
+    /// It is another's by now, who may have to catch up.
+    HandOver,
+    /// It is another's; look whether that one lives.
+    Watch,
+    /// It is none of ours.
+    Leave,
+}
+
+/// What is to be done about a shard.
+///
+/// | owner in the register | wanted | step |
+/// |---|---|---|
+/// | this process, this life | any | hold |
+/// | none, or given up | yes | claim |
+/// | this process, an earlier life | yes | claim: the position may have gone back |
+/// | another, after this process held it | any | hand over |
+/// | another | by name, not held in this life yet | claim |
+/// | another | automatically | watch; claim once it is silent |
+/// | anything else | no | leave |
+fn decide(owner: Option<&Ownership>, claim: &Claim, shard: u32, worker: &str, held: Option<u64>, silent: bool) -> Step {
+    let named = match claim {
+        Claim::Auto => None,
+        Claim::Shards(shards) => Some(shards.contains(&shard)),
+    };
+    let wanted = named.unwrap_or(true);
+    match owner {
+        Some(owner) if held == Some(owner.epoch) => Step::Hold,
+        Some(owner) if held.is_some() && !owner.released => Step::HandOver,
+        _ if !wanted => Step::Leave,
+        None => Step::Claim,
+        Some(owner) if owner.released || owner.worker == worker => Step::Claim,
+        Some(_) if named.is_some() || silent => Step::Claim,
+        Some(_) => Step::Watch,
+    }
+}
+
+impl Claims {
+    /// `state`: of the register. `server`: where this process's own deltas are offered.
+    pub fn new(
+        options: ClaimOptions,
+        register: Register<StreamState>,
+        state: watch::Receiver<Arc<StreamState>>,
+        server: DeltaServer,
+    ) -> Self {
+        let held = watch::Sender::new(BTreeMap::new());
+        Self { options, register, state, server, held, watched: BTreeMap::new() }
+    }
+
+    /// The shards that are to be served, with the epoch of the claim.
+    pub fn held(&self) -> watch::Receiver<BTreeMap<u32, u64>> {
+        self.held.subscribe()
+    }
+
+    /// Claims and hands over until `stop`; then gives up what is still held, so that others need not wait.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let look = (self.options.owner_timeout / 5).clamp(LEAST_LOOK, MOST_LOOK);
+        loop {
+            self.look().await;
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Ok(()) = self.state.changed() => {}
+                () = clock::sleep(look) => {}
+            }
+        }
+        let held = self.held.borrow().clone();
+        for (shard, epoch) in held {
+            let released = self.register.update(|state: &StreamState| {
+                let ours = state.owners.get(&shard).is_some_and(|owner| owner.epoch == epoch);
+                Ok::<_, Rejected>(ours.then_some(StreamEvent::Released { shard, epoch }))
+            });
+            if let Err(error) = released.await {
+                tracing::warn!(stream = self.options.stream, shard, %error, "cannot give a shard up: others claim it later");
+            }
+        }
+    }
+
+    async fn look(&mut self) {
+        let state = Arc::clone(&self.state.borrow_and_update());
+        for shard in Shard::all(self.options.shards) {
+            let owner = state.owners.get(&shard.number);
+            let held = self.held.borrow().get(&shard.number).copied();
+            let silent = owner.is_some_and(|owner| self.is_silent(owner));
+            let ClaimOptions { claim, worker, .. } = &self.options;
+            match decide(owner, claim, shard.number, worker, held, silent) {
+                Step::Claim => self.claim(shard, owner.map_or(0, |owner| owner.epoch), silent).await,
+                Step::HandOver => {
+                    let owner = owner.expect("handed over to an owner").clone();
+                    if self.has_caught_up(shard, &owner).await {
+                        tracing::info!(stream = self.options.stream, %shard, to = owner.worker, "handed a shard over");
+                        self.held.send_if_modified(|held| held.remove(&shard.number).is_some());
+                    }
+                }
+                Step::Watch => {
+                    let owner = owner.expect("an owner is watched").clone();
+                    self.ask(&owner).await;
+                }
+                Step::Hold | Step::Leave => {}
+            }
+        }
+    }
+
+    /// Whether the owner has not answered for `owner_timeout`, on this process's clock.
+    fn is_silent(&self, owner: &Ownership) -> bool {
+        let watched = self.watched.get(&owner.shard).filter(|watched| watched.epoch == owner.epoch);
+        watched.is_some_and(|watched| watched.answered.elapsed() >= self.options.owner_timeout)
+    }
+
+    async fn ask(&mut self, owner: &Ownership) {
+        let answers = self.progress(owner).await.is_some();
+        let watched = self.watched.entry(owner.shard).or_insert(Watched { epoch: 0, answered: Instant::now() });
+        if answers || watched.epoch != owner.epoch {
+            *watched = Watched { epoch: owner.epoch, answered: Instant::now() };
+        }
+    }
+
+    async fn progress(&self, owner: &Ownership) -> Option<Progress> {
+        self.options.peers.of(&self.options.stream, owner)?.progress().await
+    }
+
+    /// Appends a claim behind `epoch`, if that is still the last.
+    async fn claim(&mut self, shard: Shard, epoch: u64, silent: bool) {
+        let (worker, address) = (self.options.worker.clone(), Some(self.options.address.clone()));
+        let ownership = Ownership { shard: shard.number, epoch: epoch + 1, worker, address, released: false };
+        let mut claimed = false;
+        let decided = self.register.update(|state: &StreamState| {
+            let now = state.owners.get(&shard.number);
+            // SUBTLE: a claim of ours whose answer was lost stands there already.
+            claimed = now == Some(&ownership) || now.map_or(0, |owner| owner.epoch) == epoch;
+            let event = StreamEvent::Owned { ownership: ownership.clone() };
+            Ok::<_, Rejected>((claimed && now != Some(&ownership)).then_some(event))
+        });
+        match decided.await {
+            Ok(_) if claimed => {
+                let stream = &self.options.stream;
+                tracing::info!(stream, %shard, epoch = ownership.epoch, silent, "claimed a shard");
+                self.held.send_modify(|held| held.extend([(shard.number, ownership.epoch)]));
+            }
+            // Somebody else was quicker.
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(stream = self.options.stream, %shard, %error, "cannot claim a shard, and try again");
+            }
+        }
+    }
+
+    /// Whether `owner` has reached what this process answers, or has had time enough.
+    async fn has_caught_up(&mut self, shard: Shard, owner: &Ownership) -> bool {
+        let watched = self.watched.entry(shard.number).or_insert(Watched { epoch: 0, answered: Instant::now() });
+        if watched.epoch != owner.epoch {
+            *watched = Watched { epoch: owner.epoch, answered: Instant::now() };
+        }
+        let waited = watched.answered.elapsed() >= HAND_OVER;
+        let Some(ours) = self.server.progress(&self.options.stream, shard) else { return true };
+        waited
+            || self.progress(owner).await.is_some_and(|theirs| theirs.joined && theirs.position.covers(&ours.position))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(epoch: u64, worker: &str, released: bool) -> Ownership {
+        Ownership { shard: 0, epoch, worker: worker.to_owned(), address: None, released }
+    }
+
+    #[test]
+    fn a_shard_is_claimed_only_when_nobody_serves_it_or_it_is_named() {
+        let auto = |owner: Option<Ownership>, held, silent| decide(owner.as_ref(), &Claim::Auto, 0, "a", held, silent);
+        assert_eq!(auto(None, None, false), Step::Claim);
+        assert_eq!(auto(Some(owner(3, "b", false)), None, false), Step::Watch);
+        assert_eq!(auto(Some(owner(3, "b", false)), None, true), Step::Claim);
+        assert_eq!(auto(Some(owner(3, "b", true)), None, false), Step::Claim);
+        assert_eq!(auto(Some(owner(3, "a", false)), None, false), Step::Claim, "an earlier life");
+        assert_eq!(auto(Some(owner(3, "a", false)), Some(3), true), Step::Hold);
+        assert_eq!(auto(Some(owner(4, "b", false)), Some(3), true), Step::HandOver);
+        assert_eq!(auto(Some(owner(4, "b", true)), Some(3), false), Step::Claim, "it gave up before it had caught up");
+
+        let named =
+            |owner: Option<Ownership>, held| decide(owner.as_ref(), &Claim::Shards([0].into()), 0, "a", held, false);
+        assert_eq!(named(Some(owner(3, "b", false)), None), Step::Claim);
+        assert_eq!(named(Some(owner(4, "b", false)), Some(3)), Step::HandOver, "two who name it do not take turns");
+        let other = Claim::Shards([1].into());
+        assert_eq!(decide(None, &other, 0, "a", None, false), Step::Leave);
+        assert_eq!(decide(Some(&owner(3, "b", false)), &other, 0, "a", None, true), Step::Leave);
+    }
+}
