@@ -4,4 +4,5 @@ pub mod archiver;
 pub mod builder;
 pub mod compaction;
 pub mod history;
+pub mod requests;
 pub mod scheduler;

@@ -53,7 +53,13 @@ async fn trigger(scheduled: &ScheduledBuild, builder: &Builder) {
         Ok(false) => {}
         Err(error) => warn!(%view, %error, "cannot read the view's register; the build is tried all the same"),
     }
-    let request = BuildRequest { view: view.clone(), mode: scheduled.mode, base: None, trigger: Trigger::Schedule };
+    let request = BuildRequest {
+        view: view.clone(),
+        mode: scheduled.mode,
+        base: None,
+        trigger: Trigger::Schedule,
+        requested: None,
+    };
     match builder.start(request).await {
         Ok(status) => info!(%view, build = %status.id, mode = ?scheduled.mode, "a scheduled build starts"),
         Err(RequestError::AlreadyRunning { build, .. }) => {

@@ -5,8 +5,9 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use watershed_shared::log::QUIET_LOG_DIRECTIVES;
 
-/// A table that is not there yet is an ERROR to Delta's kernel; to us it is the reason to create it.
-const EXPECTED: &str = "buoyant_kernel::snapshot::builder=off";
+/// A table that is not there yet is an ERROR to Delta's kernel; to us it is the reason to create it. And a client that
+/// goes away in the middle of a stream is one to warp's server.
+const EXPECTED: &str = "buoyant_kernel::snapshot::builder=off,warp::server=off";
 
 /// Starts logging: warnings, or what `RUST_LOG` says.
 pub(crate) fn start() {

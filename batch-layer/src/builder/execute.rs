@@ -133,10 +133,22 @@ async fn claim(inner: &Inner, target: &BuildTarget, status: &mut BuildStatus) ->
     let (mode, base) = (status.mode, status.base);
     let id = status.id.clone();
     let holder = inner.holder.clone();
+    let requested = inner.running.lock().get(&target.view).is_some_and(|r| r.id == id && r.requested);
+    let scheduled = status.trigger == Trigger::Schedule;
     let mut moved = None;
+    let mut withdrawn = false;
     let decided = target
         .register
         .update(|state: &ViewState| {
+            let claimed = state.builds.values().any(|b| b.id == id);
+            withdrawn = requested && !claimed && !state.requests.iter().any(|r| r.id == id);
+            if withdrawn {
+                return Ok(None);
+            }
+            if let Some(other) = state.builds.get(&plan.definition.hash).filter(|b| scheduled && b.id != id) {
+                moved = Some(format!("{} has claimed build {} already", other.holder, other.id));
+                return Ok(None);
+            }
             let now = decide::plan(state, mode, base)?;
             if now.definition.hash != plan.definition.hash || now.base != plan.base {
                 moved = Some("the view was changed while the build was starting".to_owned());
@@ -156,6 +168,9 @@ async fn claim(inner: &Inner, target: &BuildTarget, status: &mut BuildStatus) ->
         })
         .await;
     decided.map_err(failed("claim the build"))?;
+    if withdrawn {
+        return Err(Stopped::Cancelled);
+    }
     if let Some(why) = moved {
         return Err(Stopped::Skipped(why));
     }
@@ -266,7 +281,7 @@ pub(super) async fn end_claim(
         .register
         .update(|state: &ViewState| {
             published = state.generations.iter().find(|g| g.build == status.id).map(|g| g.id);
-            let held = state.builds.values().any(|b| b.id == status.id);
+            let held = state.is_open(&status.id);
             Ok::<_, Rejected>(held.then(|| ViewEvent::Ended { build: status.id.clone(), outcome }))
         })
         .await;

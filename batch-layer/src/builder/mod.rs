@@ -86,6 +86,8 @@ pub struct BuildRequest {
     /// The base of an activation.
     pub base: Option<GenerationId>,
     pub trigger: Trigger,
+    /// The build that the view's register asks for and this process has taken on; `None`: it is asked for here.
+    pub requested: Option<BuildId>,
 }
 
 /// Runs builds in this process. Cheap to clone.
@@ -116,6 +118,8 @@ struct Inner {
 #[derive(Debug)]
 struct Running {
     id: BuildId,
+    /// By the view's register: without the request there it must not be claimed.
+    requested: bool,
     cancel: CancellationToken,
 }
 
@@ -130,6 +134,26 @@ pub struct BuilderOptions {
     pub holder: String,
     pub targets: Vec<BuildTarget>,
     pub shutdown: CancellationToken,
+}
+
+/// What a build would do now, where nothing is built. `reached`: where the speed layer stands.
+///
+/// # Errors
+/// When the register or the master dataset cannot be read, or there is no such base.
+pub async fn dry_run(
+    register: &Register<ViewState>,
+    master: &MasterDataset,
+    reached: &OffsetVector,
+    origins: &OffsetVector,
+    mode: BuildMode,
+    base: Option<GenerationId>,
+) -> Result<DryRun, RequestError> {
+    let unreadable = |error: String| RequestError::Register(error);
+    let head = register.state().await.map_err(|e| unreadable(e.to_string()))?;
+    let plan = decide::plan(&head, mode, base).map_err(|e| unreadable(e.to_string()))?;
+    let archived = master.snapshot().await.map_err(|e| unreadable(e.to_string()))?;
+    let cut = reached.join(archived.archived_until()).join(&plan.base_cut);
+    Ok(plan.dry_run(&origins.join(&plan.base_cut), cut, archived.archived_until()))
 }
 
 impl Builder {
@@ -160,7 +184,7 @@ impl Builder {
         self.inner.targets.values()
     }
 
-    /// Ends the claims that an earlier life of this process left open: their builds were interrupted. To be called
+    /// Ends the claims and requests that an earlier life of this process left open: their builds were interrupted. To be called
     /// once, before the first build starts.
     ///
     /// # Errors
@@ -173,7 +197,9 @@ impl Builder {
                 let decided = target
                     .register
                     .update(|state: &ViewState| {
-                        interrupted = state.builds.values().find(|b| b.holder == holder).map(|b| b.id.clone());
+                        let taken = state.requests.iter().filter(|r| r.holder.as_ref() == Some(&holder)).map(|r| &r.id);
+                        let claimed = state.builds.values().filter(|b| b.holder == holder).map(|b| &b.id);
+                        interrupted = claimed.chain(taken).next().cloned();
                         Ok::<_, Rejected>(
                             interrupted
                                 .clone()
@@ -209,14 +235,15 @@ impl Builder {
                 return Err(RequestError::UnknownGeneration { view: request.view, generation: base });
             }
         }
-        let id = new_build_id();
+        let requested = request.requested.is_some();
+        let id = request.requested.unwrap_or_else(new_build_id);
         let cancel = self.inner.shutdown.child_token();
         {
             let mut running = self.inner.running.lock();
             if let Some(other) = running.get(&request.view) {
                 return Err(RequestError::AlreadyRunning { view: request.view, build: other.id.clone() });
             }
-            running.insert(request.view.clone(), Running { id: id.clone(), cancel: cancel.clone() });
+            running.insert(request.view.clone(), Running { id: id.clone(), requested, cancel: cancel.clone() });
         }
         let mut status = BuildStatus::new(id, &request.view, request.mode, request.trigger, &self.inner.holder);
         status.base = request.base;
@@ -237,13 +264,9 @@ impl Builder {
     /// As [`Builder::start`], without `AlreadyRunning`.
     pub async fn dry_run(&self, request: &BuildRequest) -> Result<DryRun, RequestError> {
         let target = self.target(&request.view)?;
-        let head = target.register.state().await.map_err(|e| RequestError::Register(e.to_string()))?;
-        let plan =
-            decide::plan(&head, request.mode, request.base).map_err(|e| RequestError::Register(e.to_string()))?;
-        let archived = target.master.snapshot().await.map_err(|e| RequestError::Register(e.to_string()))?;
         let reached = target.delta.as_ref().map(|d| d.watch().borrow().position.clone()).unwrap_or_default();
-        let cut = reached.join(archived.archived_until()).join(&plan.base_cut);
-        Ok(plan.dry_run(&target.with_origins(&plan.base_cut), cut, archived.archived_until()))
+        let origins = target.origins.borrow().clone();
+        dry_run(&target.register, &target.master, &reached, &origins, request.mode, request.base).await
     }
 
     /// Stops a build of this process; it ends as `cancelled` unless it has been published already.
@@ -262,6 +285,19 @@ impl Builder {
             None => return Err(RequestError::Elsewhere { build: id.clone(), holder: status.holder }),
         }
         Ok(status)
+    }
+
+    /// The build of this process that `view` has.
+    pub(crate) fn running(&self, view: &str) -> Option<BuildId> {
+        self.inner.running.lock().get(view).map(|running| running.id.clone())
+    }
+
+    pub(crate) fn holder(&self) -> &str {
+        &self.inner.holder
+    }
+
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.inner.storage
     }
 
     /// Waits until no build of this process runs.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use watershed_shared::clock;
 use watershed_shared::config::Config;
 
+use super::up::Role;
 use crate::platform::Platform;
 
 /// Events of the first load.
@@ -51,7 +52,7 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> Result
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let file = write_config(&dir, &options)?;
     let config = Config::load(Some(&file)).map_err(|errors| anyhow::anyhow!("the demo's configuration: {errors:?}"))?;
-    let platform = Platform::start(&config).await?;
+    let platform = Platform::start(&config, Role::All).await?;
     let outcome = tokio::select! {
         outcome = show(&platform, &file, &options, &shutdown) => outcome,
         () = shutdown.cancelled() => Ok(()),

@@ -1,6 +1,8 @@
 //! `watershed up`: runs the platform until SIGTERM or Ctrl-C.
 
-use anyhow::{Result, bail};
+use std::fmt;
+
+use anyhow::Result;
 use tokio_util::sync::CancellationToken;
 use watershed_shared::config::Config;
 
@@ -15,6 +17,17 @@ pub(crate) enum Role {
     Serving,
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "all",
+            Self::Batch => "batch",
+            Self::Speed => "speed",
+            Self::Serving => "serving",
+        })
+    }
+}
+
 /// What `up` was asked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -25,11 +38,12 @@ pub(crate) struct Options {
 
 /// Runs until `shutdown`, or until a part fails that cannot go on.
 pub(crate) async fn run(config: &Config, options: Options, shutdown: CancellationToken) -> Result<()> {
-    if options.role != Role::All {
-        bail!("only `--role all` is built so far: every layer in one process");
+    let platform = Platform::start(config, options.role).await?;
+    let kafka = &platform.bootstrap_servers;
+    match options.role {
+        Role::All => eprintln!("watershed is up: http://{}, Kafka at {kafka}", platform.http),
+        role => eprintln!("watershed {role} is up: http://{}, Kafka at {kafka}", platform.http),
     }
-    let platform = Platform::start(config).await?;
-    eprintln!("watershed is up: http://{}, Kafka at {}", platform.http, platform.bootstrap_servers);
     let outcome = tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         error = platform.failed() => Err(error),

@@ -1,12 +1,16 @@
-//! Puts the layers together in one process: the only place that knows all of them.
+//! Puts the layers together, all in one process or those of one role: the only place that knows all of them.
 
+mod archive;
 mod batch;
 mod feeds;
+mod health;
 mod losses;
 mod partitions;
 mod plans;
 mod register;
 mod serving;
+mod shards;
+mod speed;
 mod stages;
 mod stream;
 mod view;
@@ -15,7 +19,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tracing::info;
 use watershed_shared::config::{Config, KafkaConfig};
 use watershed_shared::definitions::Definitions;
@@ -27,11 +31,14 @@ use watershed_shared::view::DimensionTable;
 use self::stages::Shutdown;
 use self::stream::Stream;
 use self::view::View;
+use crate::builds;
 use crate::client::HttpFile;
+use crate::commands::up::Role;
 
-/// Every layer in one process.
+/// The layers of one process.
 #[derive(Debug)]
 pub(crate) struct Platform {
+    /// Where it answers: the serving layer, or what tells how the process does.
     pub(crate) http: SocketAddr,
     pub(crate) bootstrap_servers: String,
     shutdown: Shutdown,
@@ -46,14 +53,19 @@ struct Parts<'a> {
     client: LogClient,
     storage: Storage,
     definitions: Definitions,
+    /// The name of this process, the same after a restart on the same `data_dir`.
+    holder: String,
 }
 
 impl Platform {
-    /// Starts every layer; on return HTTP answers, though perhaps not yet that it is ready.
+    /// Starts the layers of `role`; on return HTTP answers, though perhaps not yet that it is ready.
     ///
     /// # Errors
     /// What could not be started, and what to do about it.
-    pub(crate) async fn start(config: &Config) -> Result<Self> {
+    pub(crate) async fn start(config: &Config, role: Role) -> Result<Self> {
+        if role != Role::All {
+            refuse_own(config, role)?;
+        }
         let lock = DirLock::acquire(&config.data_dir)?;
         let holder = holder(&config.data_dir)?;
         let broker = match &config.kafka {
@@ -63,7 +75,7 @@ impl Platform {
         let client = LogClient::new(&kafka(config, broker.as_ref())?)?;
         let storage = Storage::open(&config.storage_url).context("open the storage")?;
         let definitions = Definitions::new(storage.clone(), config.streams.clone());
-        let parts = Parts { config, client, storage, definitions };
+        let parts = Parts { config, client, storage, definitions, holder };
         let mut shutdown = Shutdown::default();
 
         let tables = dimension_tables(&parts).await?;
@@ -74,18 +86,22 @@ impl Platform {
         }
         let mut streams = BTreeMap::new();
         for stream in config.streams.values() {
-            let started = Stream::start(&parts, stream, &views, &mut shutdown).await;
-            let started = started.with_context(|| format!("start stream `{}`", stream.name))?;
-            streams.insert(stream.name.clone(), started);
+            let opened = Stream::open(&parts, stream, role != Role::Serving, follow).await;
+            let opened = opened.with_context(|| format!("start stream `{}`", stream.name))?;
+            streams.insert(stream.name.clone(), opened);
         }
-        let builds = batch::start_builds(&parts, holder, &streams, &views, shutdown.stage()).await?;
-        let http = serving::start_serving(&parts, builds, tables, streams, views, shutdown.stage()).await?;
+        let http = match role {
+            Role::All => all(&parts, tables, streams, views, &mut shutdown).await?,
+            Role::Batch => batch::start(&parts, streams, views, &mut shutdown).await?,
+            Role::Speed => speed::start(&parts, streams, views, &mut shutdown).await?,
+            Role::Serving => serving::start(&parts, tables, streams, views, &mut shutdown).await?,
+        };
 
         let http_file = HttpFile::path(&config.data_dir);
         let url = HttpFile { url: format!("http://{http}") };
         std::fs::write(&http_file, serde_json::to_vec(&url)?)
             .with_context(|| format!("write {}", http_file.display()))?;
-        info!(%http, "watershed is up");
+        info!(%http, ?role, "watershed is up");
         let bootstrap_servers = parts.client.bootstrap_servers().to_owned();
         Ok(Self { http, bootstrap_servers, shutdown, http_file, broker, _lock: lock })
     }
@@ -108,7 +124,52 @@ impl Platform {
     }
 }
 
-/// The name under which this process claims builds: the same after a restart on the same `data_dir`.
+/// Every layer in this process: they hand each other what they have.
+async fn all(
+    parts: &Parts<'_>,
+    tables: BTreeMap<String, DimensionTable>,
+    streams: BTreeMap<String, Stream>,
+    views: BTreeMap<String, View>,
+    shutdown: &mut Shutdown,
+) -> Result<SocketAddr> {
+    let mut archives = BTreeMap::new();
+    let mut deltas = BTreeMap::new();
+    for (name, stream) in &streams {
+        let feeds = stream.feed(parts, shutdown.stage());
+        archives.insert(name.clone(), archive::start_archiver(parts, stream, &feeds, &views, shutdown.stage()));
+        let delta = shards::start_worker(parts, stream, &feeds, &views, shutdown.stage()).await;
+        let delta = delta.with_context(|| format!("start the speed worker of stream `{name}`"))?;
+        deltas.insert(name.clone(), delta);
+    }
+    let builder = batch::start_builds(parts, &streams, &archives, &deltas, &views, shutdown.stage()).await?;
+    let builds = builds::LocalBuilds { builder, schedules: builds::schedules(parts.config)? };
+    let archives = archives.into_iter().map(|(name, archive)| {
+        let watched = serving::Archive { state: archive.state(), archived_until: archive.archived_until() };
+        (name, watched)
+    });
+    let archives = archives.collect();
+    serving::start_serving(parts, Box::new(builds), tables, streams, archives, deltas, views, shutdown.stage()).await
+}
+
+/// What one process has for itself can't be what several share.
+fn refuse_own(config: &Config, role: Role) -> Result<()> {
+    let file = config.file.display();
+    if config.kafka.is_none() {
+        bail!(
+            "--role {role}: separate processes share a Kafka, and the embedded broker belongs to one process. Name the \
+             brokers in {file}: [kafka] bootstrap_servers = \"HOST:PORT\""
+        );
+    }
+    if !config.storage_named {
+        bail!(
+            "--role {role}: separate processes share the storage, and without [storage] it lies in this process's data_dir. \
+             Name it in {file}: [storage] url = \"hdfs://HOST:PORT/PATH\", or file:///PATH on one machine"
+        );
+    }
+    Ok(())
+}
+
+/// The name under which this process claims builds and shards: the same after a restart on the same `data_dir`.
 fn holder(data_dir: &Path) -> Result<String> {
     let file = data_dir.join("process.id");
     match std::fs::read_to_string(&file) {

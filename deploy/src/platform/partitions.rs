@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
-use watershed_serving_layer::LogStatus;
+use watershed_serving_layer::{LogStatus, Unreachable};
 use watershed_shared::catalog::{Rejected, StreamEvent, StreamState};
 use watershed_shared::clock;
 use watershed_shared::config::StreamConfig;
@@ -53,6 +53,14 @@ pub(super) async fn open_topic(
             stream = config.name,
         );
     }
+    if let Some(shards) = known.shards.filter(|shards| *shards != config.shards) {
+        bail!(
+            "the stream has {shards} shards since it was first started, and the configuration says {}: set `shards = {shards}` \
+             under [stream.{}], or declare a new stream",
+            config.shards,
+            config.name,
+        );
+    }
     match see_partitions(client, config, register).await {
         Ok(seen) => Ok(seen),
         Err(stopped) if known.topic_id.is_some() && is_another_topic(&stopped) => {
@@ -61,6 +69,10 @@ pub(super) async fn open_topic(
         }
         Err(error) => Err(error),
     }
+}
+
+fn is_unreachable(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<log::Error>().is_some_and(log::Error::is_transient)
 }
 
 fn is_another_topic(error: &anyhow::Error) -> bool {
@@ -103,12 +115,15 @@ async fn see_partitions(client: &LogClient, config: &StreamConfig, register: &Re
 }
 
 /// Looks for new partitions and for the log's start, until `stop`.
+///
+/// `reachable`: in a process that does not read the log this look alone tells whether a broker answers.
 pub(super) async fn follow_partitions(
     client: LogClient,
     config: StreamConfig,
     register: Register<StreamState>,
     origins: watch::Sender<OffsetVector>,
     log: Arc<watch::Sender<LogStatus>>,
+    reachable: bool,
     stop: CancellationToken,
 ) {
     while stop.run_until_cancelled(clock::sleep(PARTITIONS_INTERVAL)).await.is_some() {
@@ -120,12 +135,21 @@ pub(super) async fn follow_partitions(
                     more
                 });
                 log.send_if_modified(|log| {
-                    let moved = log.starts != seen.starts;
+                    let moved = log.starts != seen.starts || reachable && log.unreachable.is_some();
                     log.starts = seen.starts;
+                    log.unreachable = log.unreachable.take().filter(|_| !reachable);
                     moved
                 });
             }
-            Err(error) => warn!(stream = %config.name, error = format!("{error:#}"), "cannot look at the topic"),
+            Err(error) => {
+                warn!(stream = %config.name, error = format!("{error:#}"), "cannot look at the topic");
+                if reachable && is_unreachable(&error) {
+                    log.send_modify(|log| {
+                        let since = log.unreachable.take().map_or_else(clock::now, |known| known.since);
+                        log.unreachable = Some(Unreachable { since, reason: format!("{error:#}") });
+                    });
+                }
+            }
         }
     }
 }

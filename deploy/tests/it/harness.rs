@@ -134,17 +134,21 @@ impl Running {
 
     /// As [`Running::start_with`], ready within `patience`.
     pub(crate) fn start_within(config: &str, dir: &Path, env: &[(&str, &str)], patience: Duration) -> Self {
-        let mut running = Self::spawn(config, dir, env);
+        Self::spawn(config, dir, env).ready_within(dir, env, patience)
+    }
+
+    fn ready_within(mut self, dir: &Path, env: &[(&str, &str)], patience: Duration) -> Self {
+        let running = &mut self;
         let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = running.child.try_wait().expect("the process can be waited for") {
                 if env.iter().any(|(name, _)| *name == "WATERSHED_ABORT_AT") {
-                    return running;
+                    return self;
                 }
                 panic!("the program ended with {status} before it was ready:\n{}", running.log());
             }
             if running.client.discover(dir) && running.client.is_ready() {
-                return running;
+                return self;
             }
             if Instant::now() > deadline {
                 let status = (!running.client.url.is_empty()).then(|| running.client.get("/v1/status"));
@@ -156,7 +160,12 @@ impl Running {
 
     /// Starts a program that refuses to run; answers what it says.
     pub(crate) fn refused(config: &str, dir: &Path) -> String {
-        let mut running = Self::spawn(config, dir, &[]);
+        Self::refused_with(config, dir, &[])
+    }
+
+    /// As [`Running::refused`], with further arguments of `up`.
+    pub(crate) fn refused_with(config: &str, dir: &Path, more: &[&str]) -> String {
+        let mut running = Self::spawn_with(config, dir, &[], more);
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             if let Some(status) = running.child.try_wait().expect("the process can be waited for") {
@@ -175,16 +184,37 @@ impl Running {
     /// Starts the program and waits until it answers, though it may not become ready.
     pub(crate) fn start_unready(config: &str, dir: &Path) -> Self {
         let mut running = Self::spawn(config, dir, &[]);
+        running.wait_until_alive(dir);
+        running
+    }
+
+    fn wait_until_alive(&mut self, dir: &Path) {
         let deadline = Instant::now() + START_PATIENCE;
-        while !(running.client.discover(dir) && running.client.get("/healthz").0 == 200) {
-            let ended = running.child.try_wait().expect("the process can be waited for");
-            assert!(ended.is_none() && Instant::now() < deadline, "does not answer: {ended:?}\n{}", running.log());
+        while !(self.client.discover(dir) && self.client.get("/healthz").0 == 200) {
+            let ended = self.child.try_wait().expect("the process can be waited for");
+            assert!(ended.is_none() && Instant::now() < deadline, "does not answer: {ended:?}\n{}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// As [`Running::start_with`], with the layers of `role` alone. Its folder is its own.
+    pub(crate) fn start_role(role: &str, config: &str, dir: &Path, env: &[(&str, &str)]) -> Self {
+        let running = Self::spawn_with(config, dir, env, &["--role", role]);
+        running.ready_within(dir, env, START_PATIENCE)
+    }
+
+    /// As [`Running::start_role`], not ready yet, though it answers.
+    pub(crate) fn start_role_unready(role: &str, config: &str, dir: &Path) -> Self {
+        let mut running = Self::spawn_with(config, dir, &[], &["--role", role]);
+        running.wait_until_alive(dir);
         running
     }
 
     fn spawn(config: &str, dir: &Path, env: &[(&str, &str)]) -> Self {
+        Self::spawn_with(config, dir, env, &[])
+    }
+
+    fn spawn_with(config: &str, dir: &Path, env: &[(&str, &str)], more: &[&str]) -> Self {
         let file = dir.join("watershed.toml");
         std::fs::write(&file, config).expect("the configuration can be written");
         match std::fs::remove_file(dir.join("data/http.json")) {
@@ -195,6 +225,7 @@ impl Running {
             .arg("up")
             .arg("-c")
             .arg(&file)
+            .args(more)
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

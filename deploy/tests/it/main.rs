@@ -11,4 +11,5 @@ mod processes;
 mod produce;
 mod program;
 mod real_input;
+mod roles;
 mod transactions;

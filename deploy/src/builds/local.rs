@@ -1,40 +1,32 @@
 //! The batch layer's builds as the serving layer asks for them, within one process.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use watershed_batch_layer::builder::{BuildRequest, Builder, RequestError};
-use watershed_serving_layer::{BuildEstimate, Builds, BuildsError, Started};
+use watershed_batch_layer::builder::{BuildRequest, Builder};
+use watershed_serving_layer::{Builds, BuildsError, Started};
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
-use watershed_shared::catalog::{BuildMode, Rejected, ViewEvent, ViewState};
-use watershed_shared::clock;
+use watershed_shared::catalog::BuildMode;
 use watershed_shared::names::{BuildId, GenerationId};
-use watershed_shared::schedule::Schedule;
+
+use super::{Schedules, estimate, next_times, pause, refused};
 
 /// [`Builds`] over a [`Builder`] of this process.
 #[derive(Debug)]
 pub(crate) struct LocalBuilds {
     pub(crate) builder: Builder,
-    /// By view.
-    pub(crate) schedules: BTreeMap<String, Vec<(BuildMode, Schedule)>>,
+    pub(crate) schedules: Schedules,
 }
 
 #[async_trait]
 impl Builds for LocalBuilds {
     async fn start(&self, view: &str, mode: BuildMode, dry_run: bool) -> Result<Started, BuildsError> {
-        let request = BuildRequest { view: view.to_owned(), mode, base: None, trigger: Trigger::Manual };
+        let request =
+            BuildRequest { view: view.to_owned(), mode, base: None, trigger: Trigger::Manual, requested: None };
         if dry_run {
             let plan = self.builder.dry_run(&request).await.map_err(refused)?;
-            return Ok(Started::Estimate(BuildEstimate {
-                view: view.to_owned(),
-                mode: plan.mode,
-                definition: Some(plan.definition),
-                base: plan.base,
-                cut: plan.cut,
-                events: plan.offsets_to_read,
-            }));
+            return Ok(Started::Estimate(estimate(view, plan)));
         }
         Ok(Started::Build(self.builder.start(request).await.map_err(refused)?.id))
     }
@@ -67,36 +59,17 @@ impl Builds for LocalBuilds {
             mode: BuildMode::Activate,
             base: Some(generation),
             trigger: Trigger::Manual,
+            requested: None,
         };
         Ok(self.builder.start(request).await.map_err(refused)?.id)
     }
 
     async fn pause(&self, view: &str, paused: bool) -> Result<(), BuildsError> {
         let target = self.builder.targets().find(|t| t.view == view);
-        let target = target.ok_or_else(|| BuildsError::UnknownView(view.to_owned()))?;
-        let decided = target
-            .register
-            .update(|state: &ViewState| {
-                Ok::<_, Rejected>((state.paused != paused).then_some(ViewEvent::Paused { paused }))
-            })
-            .await;
-        decided.map(drop).map_err(|e| BuildsError::Unavailable(e.to_string()))
+        pause(&target.ok_or_else(|| BuildsError::UnknownView(view.to_owned()))?.register, paused).await
     }
 
     async fn next_times(&self, view: &str) -> Result<Vec<(BuildMode, DateTime<Utc>)>, BuildsError> {
-        let now = clock::now();
-        let schedules = self.schedules.get(view).into_iter().flatten();
-        Ok(schedules.filter_map(|(mode, s)| Some((*mode, s.next_after(now)?))).collect())
-    }
-}
-
-fn refused(error: RequestError) -> BuildsError {
-    match error {
-        RequestError::UnknownView(view) => BuildsError::UnknownView(view),
-        RequestError::UnknownBuild(id) => BuildsError::UnknownBuild(id),
-        RequestError::UnknownGeneration { view, generation } => BuildsError::UnknownGeneration { view, generation },
-        RequestError::AlreadyRunning { view, build } => BuildsError::AlreadyRunning { view, id: build },
-        RequestError::Finished { build, state } => BuildsError::Finished { id: build, state },
-        RequestError::Elsewhere { .. } | RequestError::Register(_) => BuildsError::Unavailable(error.to_string()),
+        Ok(next_times(&self.schedules, view))
     }
 }
