@@ -13,6 +13,8 @@ use super::{Artifacts, patience, ports};
 const LOGGING: &str = include_str!("../../../cluster/hdfs/log4j.properties");
 const NAMENODE: &str = "org.apache.hadoop.hdfs.server.namenode.NameNode";
 const DATANODE: &str = "org.apache.hadoop.hdfs.server.datanode.DataNode";
+const FS_SHELL: &str = "org.apache.hadoop.fs.FsShell";
+const ADMIN: &str = "org.apache.hadoop.hdfs.tools.DFSAdmin";
 
 /// An HDFS that is ready.
 #[derive(Debug)]
@@ -21,6 +23,7 @@ pub struct Hdfs {
     daemons: Vec<Daemon>,
     http: String,
     configuration: PathBuf,
+    class_path: String,
 }
 
 impl Hdfs {
@@ -37,7 +40,8 @@ impl Hdfs {
                 daemons.push(plan.start_datanode(dir, id)?);
             }
             let http = format!("127.0.0.1:{}", plan.http_port);
-            let mut hdfs = Self { daemons, http, configuration: plan.data.join("conf") };
+            let configuration = plan.data.join("conf");
+            let mut hdfs = Self { daemons, http, configuration, class_path: plan.class_path.clone() };
             hdfs.wait_until_ready()?;
             Ok(hdfs)
         })
@@ -68,6 +72,25 @@ impl Hdfs {
     /// A folder for `HADOOP_CONF_DIR`.
     pub fn configuration(&self) -> &Path {
         &self.configuration
+    }
+
+    /// `hdfs dfs arguments…`; what it printed. Takes some seconds.
+    pub fn dfs(&self, arguments: &[&str]) -> Result<String> {
+        self.tool(FS_SHELL, arguments)
+    }
+
+    /// `hdfs dfsadmin arguments…`; what it printed. Takes some seconds.
+    pub fn dfsadmin(&self, arguments: &[&str]) -> Result<String> {
+        self.tool(ADMIN, arguments)
+    }
+
+    fn tool(&self, class: &str, arguments: &[&str]) -> Result<String> {
+        let mut java = Command::new("java");
+        java.args(java_arguments("128m", &self.class_path, class)).args(arguments).stdin(Stdio::null());
+        let output = java.output().context("start java")?;
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        ensure!(output.status.success(), "{java:?} ended with {}: {said}", output.status);
+        Ok(said)
     }
 
     /// The NameNode, then `datanode-1`, `datanode-2`, ….
@@ -181,18 +204,22 @@ impl Plan {
     }
 
     fn arguments(&self, heap: &str, class: &str) -> Vec<String> {
-        vec![
-            format!("-Xmx{heap}"),
-            // Small heaps and short lives: what starts soonest.
-            "-XX:+UseSerialGC".to_owned(),
-            "-XX:TieredStopAtLevel=1".to_owned(),
-            "--add-opens=java.base/java.lang=ALL-UNNAMED".to_owned(),
-            "--add-opens=java.base/java.util=ALL-UNNAMED".to_owned(),
-            "-cp".to_owned(),
-            self.class_path.clone(),
-            class.to_owned(),
-        ]
+        java_arguments(heap, &self.class_path, class)
     }
+}
+
+fn java_arguments(heap: &str, class_path: &str, class: &str) -> Vec<String> {
+    vec![
+        format!("-Xmx{heap}"),
+        // Small heaps and short lives: what starts soonest.
+        "-XX:+UseSerialGC".to_owned(),
+        "-XX:TieredStopAtLevel=1".to_owned(),
+        "--add-opens=java.base/java.lang=ALL-UNNAMED".to_owned(),
+        "--add-opens=java.base/java.util=ALL-UNNAMED".to_owned(),
+        "-cp".to_owned(),
+        class_path.to_owned(),
+        class.to_owned(),
+    ]
 }
 
 /// A configuration file of Hadoop. The values hold nothing that XML would read otherwise.

@@ -94,6 +94,11 @@ impl Cluster {
         self.hdfs.as_ref()
     }
 
+    /// The same, to kill and restart its daemons.
+    pub fn hdfs_mut(&mut self) -> Option<&mut Hdfs> {
+        self.hdfs.as_mut()
+    }
+
     fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         self.kafka.iter().flat_map(Kafka::daemons).chain(self.hdfs.iter().flat_map(Hdfs::daemons))
     }
