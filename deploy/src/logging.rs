@@ -5,9 +5,10 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use watershed_shared::log::QUIET_LOG_DIRECTIVES;
 
-/// A table that is not there yet is an ERROR to Delta's kernel; to us it is the reason to create it. And a client that
-/// goes away in the middle of a stream is one to warp's server.
-const EXPECTED: &str = "buoyant_kernel::snapshot::builder=off,warp::server=off";
+/// What others log of what is expected, or is told once by whoever asked for it: a table that is not there yet, a client
+/// that goes away in the middle of a stream, each call that the storage refuses.
+const EXPECTED: &str =
+    "buoyant_kernel::snapshot::builder=off,warp::server=off,deltalake_core::logstore=off,hdfs_native=error";
 
 /// Starts logging: warnings, or what `RUST_LOG` says.
 pub(crate) fn start() {

@@ -193,6 +193,25 @@ async fn concurrent_writers_agree_whatever_the_storage_reports() {
     }
 }
 
+/// The races of creates themselves are decided by a NameNode, and every loser's temporary file is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_writers_agree_on_a_real_hdfs() {
+    let Some(storage) = crate::storage::conformance::hdfs_storage() else { return };
+    let (faults, unreliable) = faulty(&storage, 4, FaultRates::each(15));
+    let writers = (0..4_u32).map(|writer| {
+        let register = register(&unreliable);
+        task::spawn("writer", async move { append_many(&register, writer, 25).await })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    let head = register(&storage).head().await.unwrap().unwrap();
+    assert_eq!((head.number, head.state.count), (100, 100));
+    assert_eq!(head.state.violations, []);
+    assert_eq!(head.state.next, (0..4).map(|w| (w, 25)).collect());
+    assert!(faults.faults() > 0, "the faults must fire");
+}
+
 #[tokio::test]
 async fn a_stray_record_below_the_kept_ones_deceives_nobody() {
     let storage = Storage::memory();

@@ -612,6 +612,18 @@ async fn a_file_that_is_not_the_run_is_an_error_never_cast() {
 async fn a_run_of_many_parts_is_durable_in_a_folder() {
     let dir = tempfile::tempdir().unwrap();
     let storage = Storage::open(&Url::from_directory_path(dir.path()).unwrap()).unwrap();
+    a_run_of_many_parts_is_durable(&storage).await;
+    assert_eq!(std::fs::read_dir(dir.path().join("views/v/d")).unwrap().count(), 1, "no temporary file is left");
+}
+
+#[tokio::test]
+async fn a_run_of_many_parts_is_durable_on_a_real_hdfs() {
+    let Some(storage) = crate::storage::conformance::hdfs_storage() else { return };
+    a_run_of_many_parts_is_durable(&storage).await;
+    assert_eq!(storage.remove_leftovers(Duration::ZERO).await.unwrap(), 0, "no temporary file is left");
+}
+
+async fn a_run_of_many_parts_is_durable(storage: &Storage) {
     let mut rng = StdRng::seed_from_u64(1);
     let keys = Int64Array::from_iter_values(0..24_000);
     let values = BinaryArray::from_iter_values((0..24_000).map(|_| rng.random::<[u8; 32]>().map(|b| [b; 32]).concat()));
@@ -620,15 +632,14 @@ async fn a_run_of_many_parts_is_durable_in_a_folder() {
     let noise = BinaryArray::from_iter_values(noise.chunks(noise.len() / 24_000).take(24_000));
     let columns: Vec<(&str, ArrayRef)> = vec![("k", Arc::new(keys)), ("v", Arc::new(values)), ("n", Arc::new(noise))];
     let states = RecordBatch::try_from_iter(columns).unwrap();
-    let run = write(&storage, 1, std::slice::from_ref(&states)).await.unwrap();
+    let run = write(storage, 1, std::slice::from_ref(&states)).await.unwrap();
     assert!(run.size_bytes > 20 << 20);
     let listed = storage.list(&Path::from("")).await.unwrap();
     assert_eq!(
         listed.iter().map(|o| (o.location.to_string(), o.size)).collect::<Vec<_>>(),
         [(run.file.clone(), run.size_bytes)]
     );
-    assert_eq!(std::fs::read_dir(dir.path().join("views/v/d")).unwrap().count(), 1, "no temporary file is left");
-    assert_eq!(read(RunsTable::new(&storage, states.schema(), vec![run], 1).unwrap()).await, states);
+    assert_eq!(read(RunsTable::new(storage, states.schema(), vec![run], 1).unwrap()).await, states);
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use super::*;
 
 fn settings() -> Settings {
     Settings {
-        call_timeout: Duration::from_secs(10),
-        retry_for: Duration::from_secs(20),
+        call_timeout: Duration::from_secs(60),
+        retry_for: Duration::from_secs(120),
         first_backoff: Duration::from_micros(200),
         max_backoff: Duration::from_millis(10),
     }
@@ -24,6 +24,13 @@ fn file_storage() -> (tempfile::TempDir, Storage) {
     let url = Url::from_directory_path(dir.path().join("storage")).unwrap();
     let storage = Storage::open_with(&url, settings()).unwrap();
     (dir, storage)
+}
+
+/// A new folder of the real HDFS, if there is one.
+pub(crate) fn hdfs_storage() -> Option<Storage> {
+    let service = crate::testing::real_component("WATERSHED_TEST_HDFS")?;
+    let url = Url::parse(&format!("{service}/tests/{}", Uuid::new_v4().simple())).unwrap();
+    Some(Storage::open_with(&url, settings()).unwrap())
 }
 
 fn faulty(inner: &Storage, seed: u64, rates: FaultRates) -> (Faulty, Storage) {
@@ -40,6 +47,28 @@ async fn memory_conforms() {
 async fn a_folder_conforms() {
     let (_dir, storage) = file_storage();
     conforms(&storage).await;
+}
+
+#[tokio::test]
+async fn a_real_hdfs_conforms() {
+    let Some(storage) = hdfs_storage() else { return };
+    conforms(&storage).await;
+}
+
+#[tokio::test]
+async fn faulty_without_faults_conforms_over_a_real_hdfs() {
+    let Some(inner) = hdfs_storage() else { return };
+    let (_, storage) = faulty(&inner, 1, FaultRates::default());
+    conforms(&storage).await;
+}
+
+#[tokio::test]
+async fn a_faulty_hdfs_is_used_safely() {
+    let Some(inner) = hdfs_storage() else { return };
+    let (faults, storage) = faulty(&inner, 5, FaultRates::each(60));
+    objects_come_and_go(&storage).await;
+    races_have_one_winner(&storage).await;
+    assert!(faults.faults() > 50, "the faults must fire");
 }
 
 #[tokio::test]
@@ -66,6 +95,7 @@ async fn conforms(storage: &Storage) {
     overwrites_replace(storage).await;
     uploads_are_whole_or_absent(&storage.store()).await;
     ranges_and_renames_work(&storage.store()).await;
+    listings_are_of_what_lies_below(&storage.store()).await;
 }
 
 async fn objects_come_and_go(storage: &Storage) {
@@ -160,14 +190,40 @@ async fn ranges_and_renames_work(store: &Arc<dyn ObjectStore>) {
     assert!(matches!(store.get(&a).await, Err(object_store::Error::NotFound { .. })));
 }
 
+async fn listings_are_of_what_lies_below(store: &Arc<dyn ObjectStore>) {
+    let names = ["list/a.b", "list/a/x", "list/a/y/z", "list/a0", "lists"];
+    for name in names {
+        store.put(&Path::from(name), "1".into()).await.unwrap();
+    }
+    let sorted = async |listing: futures::stream::BoxStream<'static, object_store::Result<ObjectMeta>>| {
+        let found: Vec<ObjectMeta> = listing.try_collect().await.unwrap();
+        let mut names: Vec<_> = found.into_iter().map(|o| o.location.to_string()).collect();
+        names.sort();
+        names
+    };
+    let (all, inner) = (Path::from("list"), Path::from("list/a"));
+    assert_eq!(sorted(store.list(Some(&all))).await, names[..4]);
+    assert_eq!(sorted(store.list(Some(&inner))).await, names[1..3], "a prefix is a folder, not the start of a name");
+    assert!(sorted(store.list(Some(&Path::from("list/a.b")))).await.is_empty(), "nor an object");
+    assert_eq!(sorted(store.list_with_offset(Some(&all), &Path::from("list/a/x"))).await, names[2..4]);
+    let direct = store.list_with_delimiter(Some(&all)).await.unwrap();
+    let mut objects: Vec<_> = direct.objects.iter().map(|o| o.location.to_string()).collect();
+    objects.sort();
+    assert_eq!((objects, direct.common_prefixes), (vec![names[0].to_owned(), names[3].to_owned()], vec![inner]));
+}
+
 #[test]
 fn other_schemes_are_refused_with_a_reason() {
-    for url in ["hdfs://localhost:9000/x", "s3://bucket/x", "http://x/"] {
+    for (url, reason) in [
+        ("s3://bucket/x", "not supported yet"),
+        ("http://x/", "not supported yet"),
+        ("file://host/x", "absolute path"),
+        ("hdfs://me@localhost:9000/x", "HADOOP_USER_NAME"),
+        ("hdfs://no-such-service/x", "`no-such-service` is no name service of hdfs-site.xml in $HADOOP_CONF_DIR"),
+    ] {
         let error = Storage::open(&Url::parse(url).unwrap()).unwrap_err();
-        assert!(error.to_string().contains("not supported yet"), "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
     }
-    let error = Storage::open(&Url::parse("file://host/x").unwrap()).unwrap_err();
-    assert!(error.to_string().contains("absolute path"), "{error}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::io::{self, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,6 +21,9 @@ use object_store::{
 use parking_lot::Mutex;
 use uuid::Uuid;
 
+use super::leftovers::{Leftovers, is_leftover};
+use crate::clock;
+
 const STORE: &str = "DurableFileSystem";
 
 /// [`LocalFileSystem`] with writes that survive a loss of power.
@@ -27,9 +31,9 @@ const STORE: &str = "DurableFileSystem";
 /// An object is written to `.<name>.<unique>.tmp` beside its target, flushed to the disk, put in its place in one step
 /// (a hard link for a create, which never overwrites; a rename else), and the folder is flushed: only then the call
 /// returns. A crash leaves the temporary file behind; names that begin with a dot are no objects and are not listed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct DurableFileSystem {
-    inner: LocalFileSystem,
+    inner: Arc<LocalFileSystem>,
     root: PathBuf,
 }
 
@@ -41,7 +45,7 @@ impl DurableFileSystem {
     pub fn open(root: &FsPath) -> io::Result<Self> {
         create_folders(root)?;
         let root = fs::canonicalize(root)?;
-        let inner = LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?;
+        let inner = Arc::new(LocalFileSystem::new_with_prefix(&root).map_err(io::Error::other)?);
         Ok(Self { inner, root })
     }
 
@@ -243,6 +247,36 @@ fn sync_folder(path: &FsPath) -> io::Result<()> {
     }
 }
 
+#[async_trait]
+impl Leftovers for DurableFileSystem {
+    async fn remove_older_than(&self, age: Duration) -> Result<usize> {
+        let (root, newest) = (self.root.clone(), SystemTime::from(clock::now() - age));
+        blocking(move || remove_leftovers(&root, newest)).await
+    }
+}
+
+/// Removes temporary files that were last written to before `newest`. What goes away meanwhile is no error.
+fn remove_leftovers(folder: &FsPath, newest: SystemTime) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let one = || {
+            if entry.file_type()?.is_dir() {
+                return remove_leftovers(&entry.path(), newest);
+            }
+            if !is_leftover(&entry.file_name().to_string_lossy()) || entry.metadata()?.modified()? >= newest {
+                return Ok(0);
+            }
+            fs::remove_file(entry.path()).map(|()| 1)
+        };
+        match one() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => removed += other?,
+        }
+    }
+    Ok(removed)
+}
+
 fn is_staged(location: &Path) -> bool {
     location.filename().is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp"))
 }
@@ -312,6 +346,12 @@ mod tests {
         assert_eq!(names(&dir.path().join("f")).len(), 1);
         assert!(store.list(None).try_collect::<Vec<_>>().await.unwrap().is_empty());
         assert!(store.list_with_delimiter(Some(&Path::from("f"))).await.unwrap().objects.is_empty());
+
+        assert_eq!(store.remove_older_than(Duration::from_secs(3600)).await.unwrap(), 0, "its writer may live");
+        store.put(&Path::from("f/x"), "1".into()).await.unwrap();
+        clock::sleep(Duration::from_millis(20)).await;
+        assert_eq!(store.remove_older_than(Duration::from_millis(1)).await.unwrap(), 1);
+        assert_eq!(names(&dir.path().join("f")), ["x"]);
     }
 
     #[test]

@@ -4,8 +4,10 @@
 //! creates by reading back, reads by trying again, whole objects by writing them once more under another name.
 
 #[cfg(test)]
-mod conformance;
+pub(crate) mod conformance;
 mod faulty;
+mod hdfs;
+mod leftovers;
 mod local;
 mod open;
 mod timed;
@@ -24,10 +26,12 @@ use url::Url;
 use uuid::Uuid;
 
 pub use faulty::{FaultRates, Faulty};
+pub use hdfs::Hdfs;
 pub use local::DurableFileSystem;
 pub use timed::Timed;
 
 use crate::clock::{self, Instant};
+use leftovers::Leftovers;
 
 /// The objects under one storage URL. Cheap to clone.
 ///
@@ -38,6 +42,7 @@ pub struct Storage {
     url: Url,
     engine_url: ObjectStoreUrl,
     store: Arc<dyn ObjectStore>,
+    leftovers: Option<Arc<dyn Leftovers>>,
     settings: Settings,
 }
 
@@ -75,11 +80,11 @@ pub enum CreateOutcome {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "storage URLs begin with file://, memory:// is for tests; hdfs:// and s3:// are not supported yet. url=`{url}`"
+        "storage URLs begin with file:// or hdfs://, memory:// is for tests; s3:// is not supported yet. url=`{url}`"
     )]
     UnsupportedScheme { url: Url },
     #[error("not a usable storage URL: {reason}. url=`{url}`")]
-    InvalidUrl { url: Url, reason: &'static str },
+    InvalidUrl { url: Url, reason: String },
     #[error("the storage folder cannot be used. Create it or change [storage] url. folder=`{folder}`")]
     Folder {
         folder: String,
@@ -119,7 +124,8 @@ impl Storage {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(url: &Url, settings: Settings) -> Result<Self, Error> {
-        Ok(Self::over(url.clone(), open::open(url)?, settings))
+        let opened = open::open(url, settings)?;
+        Ok(Self { leftovers: opened.leftovers, ..Self::over(url.clone(), opened.store, settings) })
     }
 
     /// A storage over any store that is rooted at `url`: for decorated stores in tests.
@@ -128,7 +134,7 @@ impl Storage {
         let engine_url = ObjectStoreUrl::parse(format!("watershed://{}/", Uuid::new_v4().simple()))
             .expect("a scheme and a host of letters and digits");
         let store = Arc::new(Timed::new(store, settings.call_timeout));
-        Self { url, engine_url, store, settings }
+        Self { url, engine_url, store, leftovers: None, settings }
     }
 
     /// A new, empty storage in memory.
@@ -273,6 +279,14 @@ impl Storage {
         self.retry("delete", path, || async { absent_as_none(self.store.delete(path).await).map(drop) }).await
     }
 
+    /// Removes what writers that were killed longer ago than `age` left behind; answers how many files.
+    ///
+    /// `age` must be much more than any writer takes and clocks differ: a day.
+    pub async fn remove_leftovers(&self, age: Duration) -> Result<usize, Error> {
+        let Some(leftovers) = &self.leftovers else { return Ok(0) };
+        self.retry("remove leftovers", &Path::default(), || leftovers.remove_older_than(age)).await
+    }
+
     async fn read(&self, path: &Path, options: GetOptions) -> object_store::Result<Bytes> {
         let result = self.store.get_opts(path, options).await?;
         tokio::time::timeout(self.settings.call_timeout + timed::allowance(result.meta.size), result.bytes())
@@ -346,7 +360,7 @@ fn is_final(error: &object_store::Error) -> bool {
             | Error::PermissionDenied { .. }
             | Error::Unauthenticated { .. }
             | Error::UnknownConfigurationKey { .. }
-    )
+    ) || matches!(error, Error::Generic { source, .. } if source.downcast_ref::<hdfs::Failure>().is_some_and(|f| f.is_final()))
 }
 
 fn absent_as_none<T>(result: object_store::Result<T>) -> object_store::Result<Option<T>> {

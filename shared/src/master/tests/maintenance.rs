@@ -6,6 +6,7 @@ use super::*;
 use crate::abort_point::{AbortPoint, scope};
 use crate::clock;
 use crate::paths;
+use crate::storage::conformance::hdfs_storage;
 
 fn everything() -> CompactionRule {
     CompactionRule { below: None, older_than: Duration::ZERO, target_file_size_bytes: 1 << 20 }
@@ -127,7 +128,20 @@ async fn only_files_below_all_cuts_or_old_ones_are_compacted() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn compactions_and_archivers_that_race_lose_and_repeat_nothing() {
-    let storage = Storage::memory();
+    compactions_and_archivers_race(Storage::memory(), 40).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn compactions_and_archivers_race_and_a_vacuum_cleans_up_on_a_real_hdfs() {
+    let Some(storage) = hdfs_storage() else { return };
+    compactions_and_archivers_race(storage.clone(), 15).await;
+    let dataset = MasterDataset::open_or_create(&storage, &small_stream()).await.unwrap();
+    dataset.compact(&everything()).await.unwrap();
+    assert!(dataset.vacuum(Duration::ZERO).await.unwrap() > 20);
+    assert_eq!(offsets(dataset.snapshot().await.unwrap().scan_archived().unwrap()).await, pairs(0, 0..35));
+}
+
+async fn compactions_and_archivers_race(storage: Storage, appends: i64) {
     let dataset = MasterDataset::open_or_create(&storage, &small_stream()).await.unwrap();
     for i in 0..20 {
         append(&dataset, vec![events(0, i..i + 1, |_| None)]).await;
@@ -142,14 +156,15 @@ async fn compactions_and_archivers_that_race_lose_and_repeat_nothing() {
             }
         }));
     }
-    for i in 20..60 {
+    let end = 20 + appends;
+    for i in 20..end {
         append(&dataset, vec![events(0, i..i + 1, |_| None)]).await;
     }
     for task in tasks {
         task.await.unwrap();
     }
-    assert_eq!(offsets(dataset.snapshot().await.unwrap().scan_archived().unwrap()).await, pairs(0, 0..60));
-    assert_eq!(as_plain_delta_reader(&dataset).await.2, 60);
+    assert_eq!(offsets(dataset.snapshot().await.unwrap().scan_archived().unwrap()).await, pairs(0, 0..end));
+    assert_eq!(as_plain_delta_reader(&dataset).await.2, usize::try_from(end).unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

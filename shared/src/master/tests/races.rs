@@ -4,6 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
+use crate::storage::conformance::hdfs_storage;
 use crate::task;
 
 /// Archives `until` with commits of random size, as an archiver does; the number of lost races.
@@ -74,8 +75,18 @@ async fn three_archivers_archive_each_offset_once_in_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn three_archivers_archive_each_offset_once_on_a_real_hdfs() {
+    let Some(storage) = hdfs_storage() else { return };
+    one_creates_the_table(storage.clone()).await;
+    assert!(each_offset_once(storage, 3_000).await > 0, "they must have raced");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn one_of_many_creates_the_table() {
-    let storage = Storage::memory();
+    one_creates_the_table(Storage::memory()).await;
+}
+
+async fn one_creates_the_table(storage: Storage) {
     let mut openers = vec![];
     for _ in 0..8 {
         let storage = storage.clone();
