@@ -4,5 +4,6 @@ pub mod archiver;
 pub mod builder;
 pub mod compaction;
 pub mod history;
+pub mod leftovers;
 pub mod requests;
 pub mod scheduler;

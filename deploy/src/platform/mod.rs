@@ -21,12 +21,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use tracing::info;
+use watershed_batch_layer::leftovers;
 use watershed_shared::config::{Config, KafkaConfig};
 use watershed_shared::definitions::Definitions;
 use watershed_shared::log::{DirLock, EmbeddedBroker, LogClient};
 use watershed_shared::storage::Storage;
-use watershed_shared::tables;
 use watershed_shared::view::DimensionTable;
+use watershed_shared::{tables, task};
 
 use self::stages::Shutdown;
 use self::stream::Stream;
@@ -81,6 +82,10 @@ impl Platform {
         let tables = dimension_tables(&parts).await?;
         let mut views = BTreeMap::new();
         let follow = shutdown.stage();
+        if matches!(role, Role::All | Role::Batch) {
+            let collect = leftovers::collect(parts.storage.clone(), follow.stop.clone());
+            follow.tasks.push(task::spawn("collect leftovers", collect));
+        }
         for view in config.views.values() {
             views.insert(view.name.clone(), View::open(&parts, view, &tables, follow).await?);
         }
