@@ -160,12 +160,12 @@ impl Running {
 
     /// Starts a program that refuses to run; answers what it says.
     pub(crate) fn refused(config: &str, dir: &Path) -> String {
-        Self::refused_with(config, dir, &[])
+        Self::refused_with(config, dir, &[], &[])
     }
 
-    /// As [`Running::refused`], with further arguments of `up`.
-    pub(crate) fn refused_with(config: &str, dir: &Path, more: &[&str]) -> String {
-        let mut running = Self::spawn_with(config, dir, &[], more);
+    /// As [`Running::refused`], with environment variables, and further arguments of `up`.
+    pub(crate) fn refused_with(config: &str, dir: &Path, env: &[(&str, &str)], more: &[&str]) -> String {
+        let mut running = Self::spawn_with(config, dir, env, more);
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             if let Some(status) = running.child.try_wait().expect("the process can be waited for") {

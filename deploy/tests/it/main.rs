@@ -4,6 +4,7 @@ mod boundary;
 mod check;
 mod command_line;
 mod harness;
+mod hdfs;
 mod losses;
 mod mutants;
 mod oracle;

@@ -11,7 +11,7 @@ use crate::harness::{Broker, Running};
 use crate::oracle::events::{COLUMNS, Format, Generator};
 use crate::oracle::log::Log;
 
-const STREAM: &str = "killed";
+pub(crate) const STREAM: &str = "killed";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where the program aborts, and what makes it get there.
@@ -81,18 +81,18 @@ fn a_kill_at_any_named_point_loses_and_repeats_nothing() {
         assert!(running.log().contains(&format!("aborting at {point}")), "{point}:\n{}", running.log());
         running = Running::start(&config, dir.path());
         produce(&broker, &mut generator, &mut log, 60);
-        check(&running, &log, point);
+        check(&running, "counts", &log, point);
         println!("killed at {point}");
     }
     let id = running.client().build("counts", "rebuild").expect("no other build runs");
     let status = running.client().wait_build(&id, PATIENCE);
     assert_eq!(status["state"], "succeeded", "{status}");
-    check(&running, &log, "the end");
+    check(&running, "counts", &log, "the end");
     log.check_master_dataset(running.client(), STREAM);
     running.stop();
 }
 
-fn produce(broker: &Broker, generator: &mut Generator, log: &mut Log, count: usize) {
+pub(crate) fn produce(broker: &Broker, generator: &mut Generator, log: &mut Log, count: usize) {
     let records = (0..count).map(|_| generator.placed()).collect();
     log.produce(Format::Json, records, |payloads| broker.produce(STREAM, payloads));
 }
@@ -109,9 +109,9 @@ fn overwrite(folder: &Path) {
     }
 }
 
-fn check(running: &Running, log: &Log, when: &str) {
+pub(crate) fn check(running: &Running, view: &str, log: &Log, when: &str) {
     let ends = log.ends();
-    let body = running.client().view_waiting("counts", &ends, PATIENCE);
+    let body = running.client().view_waiting(view, &ends, PATIENCE);
     let mut truth: BTreeMap<String, (i64, i64)> = BTreeMap::new();
     for event in log.seen_below(&ends) {
         let (n, sum) = truth.entry(json!(event.row.k).to_string()).or_default();
@@ -121,11 +121,11 @@ fn check(running: &Running, log: &Log, when: &str) {
     let rows = body["rows"].as_array().expect("rows");
     let served: BTreeMap<String, (i64, i64)> =
         rows.iter().map(|r| (r["k"].to_string(), (r["n"].as_i64().unwrap(), r["sv"].as_i64().unwrap()))).collect();
-    assert_eq!(served, truth, "after {when}: {}", body["meta"]);
+    assert_eq!(served, truth, "{view} after {when}: {}", body["meta"]);
 }
 
 /// All definitions of the view have the same answer.
-fn config(broker: &Broker, definition: u32) -> String {
+pub(crate) fn config(broker: &Broker, definition: u32) -> String {
     let beginning = broker.config("200 ms", "commit_interval = \"50 ms\"");
     format!(
         r#"

@@ -301,16 +301,16 @@ fn what_processes_share_has_to_be_named() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let broker = Broker::start();
     let stream = "[stream.s]\nformat = \"text\"\n";
-    let embedded = Running::refused_with(stream, dir.path(), &["--role", "speed"]);
+    let embedded = Running::refused_with(stream, dir.path(), &[], &["--role", "speed"]);
     assert!(embedded.contains("the embedded broker belongs to one process. Name the brokers"), "{embedded}");
     let head = broker.config("1 second", "listen = \"0.0.0.0:0\"");
-    let unnamed = Running::refused_with(&format!("{head}{stream}"), dir.path(), &["--role", "serving"]);
+    let unnamed = Running::refused_with(&format!("{head}{stream}"), dir.path(), &[], &["--role", "serving"]);
     assert!(unnamed.contains("separate processes share the storage"), "{unnamed}");
     let storage = format!("[storage]\nurl = \"{}\"\n", dir.path().join("storage").display());
-    let open = Running::refused_with(&format!("{head}{storage}{stream}"), dir.path(), &["--role", "speed"]);
+    let open = Running::refused_with(&format!("{head}{storage}{stream}"), dir.path(), &[], &["--role", "speed"]);
     assert!(open.contains("set a `token` under [speed]"), "{open}");
     let head = broker.config("1 second", "listen = \"0.0.0.0:0\"\ntoken = \"secret\"");
-    let nowhere = Running::refused_with(&format!("{head}{storage}{stream}"), dir.path(), &["--role", "speed"]);
+    let nowhere = Running::refused_with(&format!("{head}{storage}{stream}"), dir.path(), &[], &["--role", "speed"]);
     assert!(nowhere.contains("say under [speed] how others reach it, as in advertise = "), "{nowhere}");
 
     let head = broker.config("1 second", "listen = \"127.0.0.1:0\"\ntoken = \"secret\"");
@@ -321,6 +321,6 @@ fn what_processes_share_has_to_be_named() {
     let (status, body) = speed.client().get("/v1/views");
     assert_eq!((status, body["error"]["code"].as_str()), (404, Some("unknown_route")), "{body}");
     speed.stop();
-    let other = Running::refused_with(&config(2), dir.path(), &["--role", "speed"]);
+    let other = Running::refused_with(&config(2), dir.path(), &[], &["--role", "speed"]);
     assert!(other.contains("the stream has 1 shards since it was first started"), "{other}");
 }
