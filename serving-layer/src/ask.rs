@@ -170,7 +170,7 @@ impl Serving {
                     tables.push((name.clone(), Arc::new(rows)));
                 }
                 Named::DeadLetters(stream) if input.streams.contains_key(stream) => {
-                    let letters = input.streams[stream].master.dead_letters().await.map_err(Error::internal)?;
+                    let letters = input.streams[stream].master.dead_letters().await.map_err(Error::read)?;
                     tables.push((name.clone(), letters));
                 }
                 other => unknown = Some(self.unknown_table(other)),
@@ -253,7 +253,7 @@ impl Serving {
         if !answer.reads_master() {
             return Ok(Arc::new(answer.stored_states()));
         }
-        let snapshot = self.stream(&answer.stream)?.master.snapshot().await.map_err(Error::internal)?;
+        let snapshot = self.stream(&answer.stream)?.master.snapshot().await.map_err(Error::read)?;
         let events = snapshot.scan(Some(&answer.origins), &answer.cut).map_err(Error::internal)?;
         let (below, _errors) = answer.compiled.rows_plan(events).map_err(view_failure)?;
         let parts: Vec<Arc<dyn TableProvider>> =
@@ -267,10 +267,10 @@ impl Serving {
         let max = match answer.event_time_max {
             Some(known) => known,
             None => {
-                let snapshot = self.stream(&answer.stream)?.master.snapshot().await.map_err(Error::internal)?;
+                let snapshot = self.stream(&answer.stream)?.master.snapshot().await.map_err(Error::read)?;
                 let mut max = None;
                 for (partition, offset) in answer.position.iter() {
-                    max = max.max(snapshot.event_time_max_at(partition, offset).await.map_err(Error::internal)?);
+                    max = max.max(snapshot.event_time_max_at(partition, offset).await.map_err(Error::read)?);
                 }
                 max
             }
@@ -283,7 +283,7 @@ impl Serving {
     /// A stream's archived part, with the computed column.
     async fn stream_table(&self, stream: &str) -> std::result::Result<(Arc<dyn TableProvider>, StreamMeta), Failure> {
         let StreamInputRef { master, event_time, lateness } = self.stream_parts(stream)?;
-        let snapshot = master.snapshot().await.map_err(Error::internal)?;
+        let snapshot = master.snapshot().await.map_err(Error::read)?;
         // After the snapshot: what it lacks has been recorded before.
         let reasons = self.stream(stream)?.archive_reasons(stream);
         let about = StreamMeta {
@@ -326,7 +326,7 @@ impl Serving {
         let mut batches = Vec::new();
         for file in answer.generation.iter().flat_map(|g| &g.runs).filter_map(|r| r.errors_file.as_ref()) {
             let path = file.as_str().into();
-            let bytes: Option<Bytes> = self.inner.input.storage.get(&path).await.map_err(Error::internal)?;
+            let bytes: Option<Bytes> = self.inner.input.storage.get(&path).await.map_err(Error::read)?;
             let Some(bytes) = bytes else {
                 let gone = object_store::Error::NotFound { path: file.clone(), source: "an errors file".into() };
                 return Err(Failure::FileGone(DataFusionError::ObjectStore(Box::new(gone))));

@@ -181,7 +181,7 @@ impl Serving {
         deadline: clock::Instant,
     ) -> Result<MasterSnapshot> {
         loop {
-            let snapshot = self.stream(stream)?.master.snapshot().await.map_err(Error::internal)?;
+            let snapshot = self.stream(stream)?.master.snapshot().await.map_err(Error::read)?;
             let archived = origins.join(snapshot.archived_until());
             if archived.covers(position) {
                 return Ok(snapshot);

@@ -20,7 +20,7 @@ use futures::StreamExt;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use watershed_shared::clock;
-use watershed_shared::storage::Storage;
+use watershed_shared::storage::{self, Storage};
 use watershed_shared::view::pinned_config;
 
 use crate::error::{Code, Error, Result};
@@ -260,6 +260,9 @@ async fn collect(state: SessionState, plan: LogicalPlan, max_bytes: usize) -> st
 pub(crate) fn failure(error: DataFusionError) -> Failure {
     if watershed_shared::master::misses_a_file(&error) {
         return Failure::FileGone(error);
+    }
+    if let Some(said) = storage::unavailable(&error) {
+        return Failure::Answer(Error::new(Code::StorageUnavailable, said));
     }
     let code = match error.find_root() {
         DataFusionError::ResourcesExhausted(_) => Code::TooLarge,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use warp::http::StatusCode;
 use watershed_shared::offsets::Position;
+use watershed_shared::storage;
 
 /// The codes of `{"error": {"code", "message"}}`. Clients match on them: none may change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -36,6 +37,8 @@ pub enum Code {
     NotSupported,
     /// The view cannot be answered yet.
     NotReady,
+    /// The storage does not answer, or refuses: what is not in memory cannot be read. Try again.
+    StorageUnavailable,
     /// `min_complete` was asked for and the answer would be incomplete.
     Incomplete,
     /// The time is over; the message says the position.
@@ -56,7 +59,7 @@ impl Code {
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotSupported => StatusCode::NOT_IMPLEMENTED,
-            Self::NotReady | Self::Incomplete => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady | Self::StorageUnavailable | Self::Incomplete => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
@@ -81,6 +84,7 @@ impl Code {
             Self::Internal => "internal",
             Self::NotSupported => "not_supported",
             Self::NotReady => "not_ready",
+            Self::StorageUnavailable => "storage_unavailable",
             Self::Incomplete => "incomplete",
             Self::Timeout => "timeout",
         }
@@ -117,6 +121,14 @@ impl Error {
 
     pub(crate) fn internal(error: impl std::fmt::Display) -> Self {
         Self::new(Code::Internal, error.to_string())
+    }
+
+    /// Something could not be read: the storage's doing, or ours.
+    pub(crate) fn read(error: impl std::error::Error + 'static) -> Self {
+        match storage::unavailable(&error) {
+            Some(said) => Self::new(Code::StorageUnavailable, said),
+            None => Self::internal(error),
+        }
     }
 
     /// Names the nearest of `known` when there is one that is near.

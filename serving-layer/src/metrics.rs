@@ -130,6 +130,7 @@ impl Serving {
 }
 
 const ARCHIVER: &str = "watershed_archive_archiver_state";
+const STORAGE: &str = "watershed_storage_failing";
 const HEADROOM: &str = "watershed_archive_headroom_offsets";
 const LOST: &str = "watershed_archive_lost_offsets_total";
 const UNREACHABLE: &str = "watershed_log_unreachable";
@@ -140,6 +141,11 @@ impl Serving {
         head(out, ARCHIVER, "gauge", "1 for the state in which the stream's archiver is.");
         for (name, stream) in streams {
             line(out, ARCHIVER, &[("stream", name), ("state", stream.archiver.borrow().name())], 1.0);
+        }
+        head(out, STORAGE, "gauge", "1 while reads from the storage, or writes to it, fail.");
+        let health = self.inner.input.storage.health();
+        for (calls, trouble) in [("reads", &health.reads), ("writes", &health.writes)] {
+            line(out, STORAGE, &[("calls", calls)], f64::from(u8::from(trouble.is_some())));
         }
         head(out, HEADROOM, "gauge", "Archived offsets that the log still has: at 0 the next ones it drops are lost.");
         for (name, stream) in streams {

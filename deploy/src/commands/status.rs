@@ -49,7 +49,21 @@ fn render(status: &Json) -> String {
             ("trouble", trouble.unwrap_or_else(|| reasons(meta))),
         ]
     });
-    format!("{ready}\n{streams}\n{views}")
+    format!("{ready}{}\n{streams}\n{views}", storage(status))
+}
+
+/// `storage hdfs://…: ok`, or since when which calls fail, and why.
+fn storage(status: &Json) -> String {
+    let Some(storage) = status.get("storage") else { return String::new() };
+    let url = storage.get("url").and_then(Json::text).unwrap_or_default();
+    let failing = ["reads", "writes"].into_iter().filter_map(|calls| {
+        let trouble = storage.get(calls)?;
+        let text = |name| trouble.get(name).and_then(Json::text);
+        Some(format!("{calls} fail since {}: {}", text("since")?, text("error")?))
+    });
+    let failing: Vec<_> = failing.collect();
+    let state = if failing.is_empty() { "ok".to_owned() } else { failing.join("\n  ") };
+    format!("storage {url}: {state}\n")
 }
 
 fn rows(status: &Json, list: &str, row: impl Fn(&Json) -> Vec<(&'static str, Json)>) -> String {
@@ -92,14 +106,16 @@ fn losses(stream: &Json) -> Json {
     if list.is_empty() { Json::Null } else { Json::Text(list.join(", ")) }
 }
 
-/// The reasons of its answers, and what is going to be one.
+/// The reasons of its answers, what is going to be one, and why its archive can't be looked at.
 fn trouble(stream: &Json) -> Json {
-    let alarm = stream.get("archive").and_then(|a| a.get("alarm")).and_then(Json::text);
-    match (reasons(stream), alarm) {
-        (Json::Text(reasons), Some(alarm)) => Json::Text(format!("{reasons}; {alarm}")),
-        (Json::Null, Some(alarm)) => Json::Text(alarm.to_owned()),
-        (reasons, _) => reasons,
-    }
+    let archive = |name| stream.get("archive").and_then(|a| a.get(name)).and_then(Json::text);
+    let known = [
+        reasons(stream).text().map(str::to_owned),
+        archive("alarm").map(str::to_owned),
+        archive("error").map(str::to_owned),
+    ];
+    let known: Vec<_> = known.into_iter().flatten().collect();
+    if known.is_empty() { Json::Null } else { Json::Text(known.join("; ")) }
 }
 
 fn reasons(of: &Json) -> Json {

@@ -302,6 +302,15 @@ impl Drop for Running {
     }
 }
 
+/// Tries until `done`; what it says last is shown when the time is over.
+pub(crate) fn wait_until(patience: Duration, mut done: impl FnMut() -> Result<(), Value>) {
+    let deadline = Instant::now() + patience;
+    while let Err(now) = done() {
+        assert!(Instant::now() < deadline, "does not get there: {now}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 /// Talks HTTP to a running platform.
 #[derive(Default)]
 pub(crate) struct Client {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use watershed_shared::clock::Instant;
 
-use crate::harness::{Broker, Client, Running, config_head, real_kafka};
+use crate::harness::{Broker, Client, Running, config_head, real_kafka, wait_until};
 use crate::oracle::events::{COLUMNS, Format, Generator};
 use crate::oracle::log::Log;
 
@@ -243,7 +243,7 @@ fn brokers_may_go_away_and_come_back() {
         }
     }
     build(client, "rebuild");
-    wait_until(|| {
+    wait_until(PATIENCE, || {
         let status = stream_status(client);
         if status["archiver"]["state"] == "healthy" { Ok(()) } else { Err(status) }
     });
@@ -319,7 +319,7 @@ fn a_compacted_topic_is_refused_unless_it_is_accepted() {
 /// What was counted before goes on being answered, with the reason.
 fn check_replaced(client: &Client, log: &Log) {
     for view in VIEWS {
-        wait_until(|| {
+        wait_until(PATIENCE, || {
             // A process that has just started answers nothing yet.
             let (status, body) = client.get(&format!("/v1/views/{view}"));
             let said = status == 200 && codes(&body["meta"]["views"][view]).contains(&"topic_replaced".to_owned());
@@ -332,20 +332,12 @@ fn check_replaced(client: &Client, log: &Log) {
         let (status, body) = client.get(&format!("/v1/views/{view}?min_complete=true"));
         assert_eq!((status, &body["error"]["code"]), (503, &json!("incomplete")), "{body}");
     }
-    wait_until(|| {
+    wait_until(PATIENCE, || {
         let status = stream_status(client);
         let error = status["archiver"]["error"].as_str().unwrap_or_default();
         let stopped = status["archiver"]["state"] == "stopped" && error.contains("declare it as a new stream");
         if stopped { Ok(()) } else { Err(status) }
     });
-}
-
-fn wait_until(mut done: impl FnMut() -> Result<(), Value>) {
-    let deadline = Instant::now() + PATIENCE;
-    while let Err(now) = done() {
-        assert!(Instant::now() < deadline, "does not get there: {now}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Waits until the view says what was lost, and answers the rest.
@@ -413,7 +405,7 @@ fn check_status(client: &Client, starts: &BTreeMap<i32, i64>, accepted: bool) {
     }
     let lost: i64 = losses.iter().map(|l| l["to"].as_i64().unwrap() - l["from"].as_i64().unwrap()).sum();
     // A process that has just started may not have looked yet.
-    wait_until(|| {
+    wait_until(PATIENCE, || {
         let status = stream_status(client);
         let headroom = &status["archive"]["headroom"];
         let metrics = reqwest::blocking::get(format!("{}/metrics", client.url())).expect("an answer");

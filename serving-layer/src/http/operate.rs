@@ -10,7 +10,9 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 use watershed_shared::builds::BuildState;
 use watershed_shared::catalog::{BuildMode, Loss, Rejected, StreamEvent, StreamState};
+use watershed_shared::master::{MasterDataset, MasterSnapshot};
 use watershed_shared::names::{BuildId, GenerationId};
+use watershed_shared::task;
 
 use super::catalog::{describe, time};
 use super::params::Params;
@@ -23,6 +25,8 @@ use crate::headroom;
 const MAX_WAIT: Duration = Duration::from_secs(60);
 /// How long an accepted loss may take to be seen by who answers.
 const ACCEPT_WAIT: Duration = Duration::from_secs(5);
+/// How long `status` waits for the storage: it must answer when that is away.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(5);
 /// How long `verify` and `diff` may take when nothing is said.
 const COMPARE_TIMEOUT_MS: u64 = 120_000;
 
@@ -160,21 +164,26 @@ pub(super) async fn status(request: Request) -> Result<Response> {
     Params::parse(&request.query, &[])?;
     let serving = &request.serving;
     let mut streams = Vec::new();
+    let snapshots = serving.inner.input.streams.values().map(|input| snapshot(input.master.clone()));
+    let mut snapshots = futures::future::join_all(snapshots).await.into_iter();
     for (name, input) in &serving.inner.input.streams {
         let now = serving.now(name)?;
         let log = input.log.borrow().clone();
-        let archive = match &input.master.snapshot().await {
-            Ok(snapshot) => {
-                let headroom = headroom::of(&now, snapshot.archived_until(), &log.starts);
-                json!({
-                    "version": snapshot.version(),
-                    "archived_until": snapshot.archived_until(),
-                    "headroom": headroom.offsets,
-                    "alarm": headroom.alarm,
-                })
-            }
-            Err(error) => json!({ "error": error.to_string() }),
+        let snapshot = snapshots.next().expect("one for each stream");
+        let (archived_until, version, error) = match &snapshot {
+            Ok(snapshot) => (snapshot.archived_until().clone(), Some(snapshot.version()), None),
+            Err(error) => (input.archived_until.borrow().clone(), None, Some(error)),
         };
+        let headroom = headroom::of(&now, &archived_until, &log.starts);
+        let mut archive = json!({
+            "version": version,
+            "archived_until": archived_until,
+            "headroom": headroom.offsets,
+            "alarm": headroom.alarm,
+        });
+        if let Some(error) = error {
+            archive["error"] = json!(error);
+        }
         let losses = input.state.borrow().losses.clone();
         streams.push(json!({
             "name": name,
@@ -203,13 +212,28 @@ pub(super) async fn status(request: Request) -> Result<Response> {
         views.push(about);
     }
     let ready = serving.ready();
+    let storage = &serving.inner.input.storage;
+    let health = storage.health();
     let document = json!({
         "ready": ready.is_ok(),
         "missing": ready.err(),
+        "storage": { "url": storage.url(), "reads": health.reads, "writes": health.writes },
         "streams": streams,
         "views": views,
     });
     Ok(reply::json(StatusCode::OK, &document))
+}
+
+/// What a master dataset holds, or why that is not known now.
+async fn snapshot(master: MasterDataset) -> std::result::Result<MasterSnapshot, String> {
+    // Not ended with the waiting: how it ends is taken note of.
+    let looking = task::spawn("look at the archive", async move { master.snapshot().await });
+    match tokio::time::timeout(SNAPSHOT_WAIT, looking).await {
+        Ok(Ok(Ok(snapshot))) => Ok(snapshot),
+        Ok(Ok(Err(error))) => Err(Error::read(error).message),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("the storage has not answered for {} seconds", SNAPSHOT_WAIT.as_secs())),
+    }
 }
 
 pub(super) async fn metrics(request: Request) -> Result<Response> {

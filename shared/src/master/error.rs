@@ -73,7 +73,10 @@ impl Error {
     /// Whether the same may succeed later without anybody doing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Storage(_) | Self::Store(_) | Self::Delta { .. } | Self::Query(_) | Self::NotArchived { .. } => true,
+            Self::Storage(_) | Self::Store(_) | Self::Delta { .. } | Self::Query(_) => {
+                !crate::storage::needs_somebody(self)
+            }
+            Self::NotArchived { .. } => true,
             Self::SchemaDiffers { .. }
             | Self::Unstorable { .. }
             | Self::Protocol { .. }
@@ -91,14 +94,8 @@ impl Error {
 ///
 /// Take a new snapshot and start the query again: any later version has the same rows below the same offsets.
 pub fn misses_a_file(error: &datafusion::error::DataFusionError) -> bool {
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = source {
-        if matches!(error.downcast_ref(), Some(object_store::Error::NotFound { .. })) {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+    crate::storage::causes(error)
+        .any(|cause| matches!(cause.downcast_ref(), Some(object_store::Error::NotFound { .. })))
 }
 
 pub(super) fn from_delta(table: &str) -> impl Fn(DeltaTableError) -> Error + '_ {

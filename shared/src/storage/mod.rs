@@ -7,6 +7,7 @@
 pub(crate) mod conformance;
 mod faulty;
 mod hdfs;
+mod health;
 mod leftovers;
 mod local;
 mod open;
@@ -27,10 +28,12 @@ use uuid::Uuid;
 
 pub use faulty::{FaultRates, Faulty};
 pub use hdfs::Hdfs;
+pub use health::{Health, Trouble};
 pub use local::DurableFileSystem;
 pub use timed::Timed;
 
 use crate::clock::{self, Instant};
+use health::Watched;
 use leftovers::Leftovers;
 
 /// The objects under one storage URL. Cheap to clone.
@@ -43,6 +46,7 @@ pub struct Storage {
     engine_url: ObjectStoreUrl,
     store: Arc<dyn ObjectStore>,
     leftovers: Option<Arc<dyn Leftovers>>,
+    watched: Arc<Watched>,
     settings: Settings,
 }
 
@@ -133,8 +137,9 @@ impl Storage {
         // One URL per instance: two instances with the same paths never meet in an engine's registry or caches.
         let engine_url = ObjectStoreUrl::parse(format!("watershed://{}/", Uuid::new_v4().simple()))
             .expect("a scheme and a host of letters and digits");
-        let store = Arc::new(Timed::new(store, settings.call_timeout));
-        Self { url, engine_url, store, leftovers: None, settings }
+        let store = Timed::new(store, settings.call_timeout);
+        let watched = store.watched();
+        Self { url, engine_url, store: Arc::new(store), leftovers: None, watched, settings }
     }
 
     /// A new, empty storage in memory.
@@ -145,6 +150,11 @@ impl Storage {
 
     pub fn url(&self) -> &Url {
         &self.url
+    }
+
+    /// How the last calls ended, of this and all its clones.
+    pub fn health(&self) -> Health {
+        self.watched.health()
     }
 
     /// The store itself, rooted at the storage URL, with a timeout around every call.
@@ -361,6 +371,33 @@ fn is_final(error: &object_store::Error) -> bool {
             | Error::Unauthenticated { .. }
             | Error::UnknownConfigurationKey { .. }
     ) || matches!(error, Error::Generic { source, .. } if source.downcast_ref::<hdfs::Failure>().is_some_and(|f| f.is_final()))
+}
+
+/// What a storage said that did not do what it was asked for, be it away or closed to this user; `None` if `error` comes
+/// from something else.
+pub fn unavailable(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    use object_store::Error;
+    let mut causes = causes(error).filter_map(|cause| cause.downcast_ref::<Error>());
+    let said = causes.find(|error| {
+        matches!(error, Error::Generic { .. } | Error::PermissionDenied { .. } | Error::Unauthenticated { .. })
+    })?;
+    Some(std::error::Error::source(said).map_or_else(|| said.to_string(), ToString::to_string))
+}
+
+/// Whether an error comes from a storage that goes on refusing until a person has acted: permissions, quotas.
+pub fn needs_somebody(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error).filter_map(|cause| cause.downcast_ref()).any(|error: &object_store::Error| match error {
+        object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => true,
+        object_store::Error::Generic { .. } => is_final(error),
+        _ => false,
+    })
+}
+
+/// An error, its source, and so on.
+pub(crate) fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
 }
 
 fn absent_as_none<T>(result: object_store::Result<T>) -> object_store::Result<Option<T>> {

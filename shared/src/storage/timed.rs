@@ -1,4 +1,5 @@
-//! A timeout around every call: no client of a distributed file system may hang for ever on a stopped server.
+//! A timeout around every call: no client of a distributed file system may hang for ever on a stopped server. How calls
+//! end is taken note of.
 
 use std::fmt;
 use std::ops::Range;
@@ -15,18 +16,64 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, Result, UploadPart,
 };
 
-/// Ends every call that takes longer than it may with an error.
+use super::health::{Kind, Watched};
+
+/// Ends every call that takes longer than it may with an error, and remembers how the last ones ended.
 ///
 /// A write that was ended may have happened, or happen later.
 #[derive(Debug)]
 pub struct Timed {
     inner: Arc<dyn ObjectStore>,
     limit: Duration,
+    watched: Arc<Watched>,
 }
 
 impl Timed {
     pub fn new(inner: Arc<dyn ObjectStore>, limit: Duration) -> Self {
-        Self { inner, limit }
+        Self { inner, limit, watched: Arc::default() }
+    }
+
+    pub(super) fn watched(&self) -> Arc<Watched> {
+        Arc::clone(&self.watched)
+    }
+
+    async fn read<T>(
+        &self,
+        limit: Duration,
+        operation: &'static str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        limited(limit, operation, call).await.noted(&self.watched, Kind::Read)
+    }
+
+    async fn write<T>(
+        &self,
+        limit: Duration,
+        operation: &'static str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        limited(limit, operation, call).await.noted(&self.watched, Kind::Write)
+    }
+
+    fn stream<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        kind: Kind,
+        stream: BoxStream<'static, Result<T>>,
+    ) -> BoxStream<'static, Result<T>> {
+        let watched = self.watched();
+        limited_stream(self.limit, operation, stream).map(move |item| item.noted(&watched, kind)).boxed()
+    }
+}
+
+trait Noted {
+    fn noted(self, watched: &Watched, kind: Kind) -> Self;
+}
+
+impl<T> Noted for Result<T> {
+    fn noted(self, watched: &Watched, kind: Kind) -> Self {
+        watched.note(kind, &self);
+        self
     }
 }
 
@@ -77,20 +124,20 @@ fn limited_stream<T: Send + 'static>(
 impl ObjectStore for Timed {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let limit = self.limit + allowance(payload.content_length() as u64);
-        limited(limit, "put", self.inner.put_opts(location, payload, opts)).await
+        self.write(limit, "put", self.inner.put_opts(location, payload, opts)).await
     }
 
     async fn put_multipart_opts(&self, location: &Path, opts: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
         let upload =
-            limited(self.limit, "begin a multipart upload", self.inner.put_multipart_opts(location, opts)).await?;
-        Ok(Box::new(TimedUpload { inner: upload, limit: self.limit, bytes: 0 }))
+            self.write(self.limit, "begin a multipart upload", self.inner.put_multipart_opts(location, opts)).await?;
+        Ok(Box::new(TimedUpload { inner: upload, limit: self.limit, bytes: 0, watched: self.watched() }))
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let mut result = limited(self.limit, "get", self.inner.get_opts(location, options)).await?;
+        let mut result = self.read(self.limit, "get", self.inner.get_opts(location, options)).await?;
         result.payload = match result.payload {
             GetResultPayload::Stream(stream) => {
-                GetResultPayload::Stream(limited_stream(self.limit, "get the next bytes", stream))
+                GetResultPayload::Stream(self.stream("get the next bytes", Kind::Read, stream))
             }
             file @ GetResultPayload::File(..) => file,
         };
@@ -99,31 +146,31 @@ impl ObjectStore for Timed {
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         let limit = self.limit + allowance(ranges.iter().map(|r| r.end.saturating_sub(r.start)).sum());
-        limited(limit, "get ranges", self.inner.get_ranges(location, ranges)).await
+        self.read(limit, "get ranges", self.inner.get_ranges(location, ranges)).await
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        limited_stream(self.limit, "delete", self.inner.delete_stream(locations))
+        self.stream("delete", Kind::Write, self.inner.delete_stream(locations))
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        limited_stream(self.limit, "list", self.inner.list(prefix))
+        self.stream("list", Kind::Read, self.inner.list(prefix))
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> BoxStream<'static, Result<ObjectMeta>> {
-        limited_stream(self.limit, "list", self.inner.list_with_offset(prefix, offset))
+        self.stream("list", Kind::Read, self.inner.list_with_offset(prefix, offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        limited(self.limit, "list", self.inner.list_with_delimiter(prefix)).await
+        self.read(self.limit, "list", self.inner.list_with_delimiter(prefix)).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        limited(self.limit, "copy", self.inner.copy_opts(from, to, options)).await
+        self.write(self.limit, "copy", self.inner.copy_opts(from, to, options)).await
     }
 
     async fn rename_opts(&self, from: &Path, to: &Path, options: RenameOptions) -> Result<()> {
-        limited(self.limit, "rename", self.inner.rename_opts(from, to, options)).await
+        self.write(self.limit, "rename", self.inner.rename_opts(from, to, options)).await
     }
 }
 
@@ -132,6 +179,7 @@ struct TimedUpload {
     inner: Box<dyn MultipartUpload>,
     limit: Duration,
     bytes: u64,
+    watched: Arc<Watched>,
 }
 
 #[async_trait]
@@ -141,18 +189,18 @@ impl MultipartUpload for TimedUpload {
         let bytes = data.content_length() as u64;
         self.bytes += bytes;
         let limit = self.limit + allowance(bytes);
-        let part = self.inner.put_part(data);
-        Box::pin(limited(limit, "put a part", part))
+        let (part, watched) = (self.inner.put_part(data), Arc::clone(&self.watched));
+        Box::pin(async move { limited(limit, "put a part", part).await.noted(&watched, Kind::Write) })
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
         // A store may do all of its flushing here.
         let limit = self.limit + allowance(self.bytes);
-        limited(limit, "complete a multipart upload", self.inner.complete()).await
+        limited(limit, "complete a multipart upload", self.inner.complete()).await.noted(&self.watched, Kind::Write)
     }
 
     async fn abort(&mut self) -> Result<()> {
-        limited(self.limit, "abort a multipart upload", self.inner.abort()).await
+        limited(self.limit, "abort a multipart upload", self.inner.abort()).await.noted(&self.watched, Kind::Write)
     }
 }
 
