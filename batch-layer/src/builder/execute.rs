@@ -6,10 +6,12 @@ use tokio_util::sync::CancellationToken;
 use watershed_shared::abort_point;
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
 use watershed_shared::catalog::{Build, BuildMode, BuildOutcome, Generation, Rejected, ViewEvent, ViewState};
-use watershed_shared::clock;
+use watershed_shared::clock::{self, Instant};
+use watershed_shared::master::MasterSnapshot;
 use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{Cut, Offset, OffsetVector};
+use watershed_shared::storage;
 
 use super::decide::{self, BuildPlan};
 use super::files::{self, Written};
@@ -17,6 +19,9 @@ use super::{BuildTarget, Inner};
 
 /// A worker that has not answered by then counts as none.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a storage that is away holds up a build before it fails.
+const STORAGE_WAIT: Duration = Duration::from_secs(300);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Between two looks at the archived offsets.
 const ARCHIVE_POLL: Duration = Duration::from_millis(100);
 
@@ -56,9 +61,45 @@ impl<E: std::error::Error> From<E> for Stopped {
     }
 }
 
-/// Maps any error of a step to a failed build, saying which step.
-fn failed<E: std::fmt::Display>(step: &str) -> impl FnOnce(E) -> Stopped + '_ {
-    move |error| Stopped::Failed(format!("{step}: {error}"))
+/// Maps any error of a step to a failed build, saying which step, and what the storage said if it is its doing.
+fn failed<E: Into<anyhow::Error>>(step: &str) -> impl FnOnce(E) -> Stopped + '_ {
+    move |error| {
+        let error = error.into();
+        let said = storage::unavailable(error.as_ref()).unwrap_or_else(|| error.to_string());
+        Stopped::Failed(format!("{step}: {said}"))
+    }
+}
+
+/// With a storage that goes away under a build: a NameNode may restart.
+struct Patience {
+    until: Instant,
+    backoff: Duration,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { until: Instant::now() + STORAGE_WAIT, backoff: Duration::from_millis(200) }
+    }
+
+    /// Waits before `step` is tried again; the end of the build if that would not help, or has not helped for long.
+    async fn wait(
+        &mut self,
+        inner: &Inner,
+        status: &mut BuildStatus,
+        step: &str,
+        error: anyhow::Error,
+    ) -> Result<(), Stopped> {
+        let away = storage::unavailable(error.as_ref()).filter(|_| !storage::needs_somebody(error.as_ref()));
+        let Some(said) = away.filter(|_| Instant::now() < self.until) else { return Err(failed(step)(error)) };
+        tracing::warn!(view = %status.view, build = %status.id, error = said, "a build waits for the storage");
+        let before = std::mem::replace(&mut status.progress.step, format!("waiting for the storage: {said}"));
+        inner.history.show(status);
+        clock::sleep(self.backoff).await;
+        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
+        status.progress.step = before;
+        inner.history.show(status);
+        Ok(())
+    }
 }
 
 /// Runs the build and answers the generation that it published.
@@ -102,9 +143,26 @@ async fn read_events(
     status.progress.step = "reading events".to_owned();
     inner.history.show(status);
     let compiled = inner.definitions.get(&plan.definition).await.map_err(failed("compile the view"))?;
-    let snapshot = target.master.snapshot().await.map_err(failed("open the master dataset"))?;
-    let written = files::write_runs(inner, target, &compiled, &snapshot, plan, cut, status).await;
-    Ok((written.map_err(failed("write runs"))?, snapshot.version()))
+    let mut patience = Patience::new();
+    loop {
+        let snapshot = snapshot(inner, target, status).await?;
+        // Under new names each time.
+        match files::write_runs(inner, target, &compiled, &snapshot, plan, cut, status).await {
+            Ok(written) => return Ok((written, snapshot.version())),
+            Err(error) => patience.wait(inner, status, "write runs", error).await?,
+        }
+    }
+}
+
+/// The master dataset as it is now, or when the storage is back.
+async fn snapshot(inner: &Inner, target: &BuildTarget, status: &mut BuildStatus) -> Result<MasterSnapshot, Stopped> {
+    let mut patience = Patience::new();
+    loop {
+        match target.master.snapshot().await {
+            Ok(snapshot) => return Ok(snapshot),
+            Err(error) => patience.wait(inner, status, "open the master dataset", error.into()).await?,
+        }
+    }
 }
 
 /// Seals, and appends the claim.
@@ -202,9 +260,9 @@ async fn wait_for_archiver(
 ) -> Result<(), Stopped> {
     status.progress.step = "waiting for the archiver".to_owned();
     inner.history.show(status);
-    let deadline = clock::Instant::now() + inner.settings.archive_wait;
+    let deadline = Instant::now() + inner.settings.archive_wait;
     loop {
-        let archived = target.master.snapshot().await.map_err(failed("open the master dataset"))?;
+        let archived = snapshot(inner, target, status).await?;
         // A partition whose cut is its origin has nothing to archive and may be absent there.
         let reached = target.with_origins(archived.archived_until());
         let at = |p| reached.get(p).unwrap_or(Offset(0));
@@ -212,7 +270,7 @@ async fn wait_for_archiver(
         if missing.is_empty() {
             return Ok(());
         }
-        if clock::Instant::now() >= deadline {
+        if Instant::now() >= deadline {
             let (partition, next) = missing[0];
             return Err(Stopped::Failed(format!(
                 "the archiver did not reach the cut within archive_wait ({:?}): partition {partition} is archived until {}, the cut is {next}",

@@ -1,23 +1,34 @@
 //! The whole program with its storage on a real HDFS: it is killed, the NameNode is killed, and the answers stay the
 //! truth.
 
+use std::process::Command;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::runtime::Runtime;
+use watershed_shared::names::RunId;
 use watershed_shared::storage::Storage;
 use watershed_shared::testing::real_component;
 use xtask::cluster::{Cluster, Hdfs, Options, directory};
 
-use crate::harness::{Broker, Running};
+use crate::harness::{Broker, Running, wait_until};
 use crate::oracle::events::{Format, Generator};
 use crate::oracle::log::Log;
 use crate::processes::{STREAM, check, config, produce};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const NAMENODE: usize = 0;
+const DATANODE: usize = 1;
+
+const AWAY: &str = "the NameNode or a DataNode does not answer. Start it, or correct [storage] url";
+const FORBIDDEN: &str = "Let HADOOP_USER_NAME name a user who may write under [storage] url";
 
 /// A second view that is never built: all of it is the speed layer's.
 const FRESH: &str = "[view.fresh]\nsql = \"SELECT k, count(*) AS n, sum(v) AS sv FROM killed GROUP BY k\"\n";
+
+fn config_on(broker: &Broker, url: &str) -> String {
+    format!("{}{FRESH}[storage]\nurl = \"{url}\"\n", config(broker, 0))
+}
 
 struct World {
     broker: Broker,
@@ -48,7 +59,7 @@ impl World {
     }
 
     fn config(&self, url: &str) -> String {
-        format!("{}{FRESH}[storage]\nurl = \"{url}\"\n", config(&self.broker, 0))
+        config_on(&self.broker, url)
     }
 
     fn up(&mut self, env: &[(&str, &str)]) -> Running {
@@ -130,10 +141,12 @@ fn on_hdfs_the_program_is_killed_and_its_namenode_too_and_answers_stay_the_truth
         check(&running, "fresh", &world.log, &format!("the NameNode's end, turn {turn}"));
     }
     let (status, body) = running.client().get("/v1/views/counts?timeout_ms=60000");
-    assert!(
-        status == 200 || body["error"]["message"].as_str().is_some_and(|m| m.contains("does not answer")),
-        "{status} {body}"
-    );
+    let error = &body["error"];
+    let said = error["message"].as_str().unwrap_or_default();
+    assert!(status == 200 || error["code"] == "storage_unavailable" && said.contains(AWAY), "{status} {body}");
+    status_says(&running, "reads", &[AWAY, "hdfs://lake/watershed"]);
+    let status = status_of(&running);
+    assert!(status.contains("storage hdfs://lake/watershed/: reads fail since 2") && status.contains(AWAY), "{status}");
     world.hdfs().daemons_mut()[NAMENODE].restart().expect("it can be started");
     world.produce();
     world.hdfs().wait_until_ready().expect("it comes back");
@@ -141,12 +154,91 @@ fn on_hdfs_the_program_is_killed_and_its_namenode_too_and_answers_stay_the_truth
     world.build(&running, "refresh");
     world.build(&running, "rebuild");
     world.check(&running, "builds after the NameNode's return");
+    assert!(status_of(&running).contains("storage hdfs://lake/watershed/: ok"), "{}", status_of(&running));
+
+    // Away while a build is under way, which goes on when it is back.
+    for mode in ["rebuild", "refresh"] {
+        world.produce();
+        let id = running.client().build("counts", mode).expect("no other build runs");
+        wait_until(PATIENCE, || {
+            let (_, build) = running.client().get(&format!("/v1/rebuilds/{id}"));
+            if build["cut"].is_null() { Err(build) } else { Ok(()) }
+        });
+        world.hdfs().daemons_mut()[NAMENODE].kill().expect("it can be killed");
+        world.hdfs().daemons_mut()[NAMENODE].restart().expect("it can be started");
+        let status = running.client().wait_build(&id, PATIENCE);
+        assert_eq!(status["state"], "succeeded", "{status}");
+        world.hdfs().wait_until_ready().expect("it comes back");
+        world.check(&running, "a build through the NameNode's restart");
+    }
+
+    // All files have a replica on either DataNode: what is being written when one stops is written anew.
+    world.hdfs().daemons()[DATANODE].signal("STOP").expect("it can be stopped");
+    world.produce();
+    world.build(&running, "refresh");
+    world.check(&running, "a DataNode's stop");
+    world.hdfs().daemons()[DATANODE].signal("CONT").expect("it goes on");
     world.log.check_master_dataset(running.client(), STREAM);
     running.stop();
+}
 
-    // Nobody else may write below the folder of the user who made it.
-    let url = world.url("watershed/inner");
-    let said = Running::refused_with(&world.config(&url), world.dir.path(), &[("HADOOP_USER_NAME", "stranger")], &[]);
-    assert!(said.contains("Let HADOOP_USER_NAME name a user who may write under [storage] url"), "{said}");
-    assert!(said.contains("user=stranger"), "{said}");
+/// Waits until `/v1/status` says of the storage's `calls` that they fail, in all these words.
+fn status_says(running: &Running, calls: &str, words: &[&str]) {
+    wait_until(PATIENCE, || {
+        let (_, status) = running.client().get("/v1/status");
+        let error = status["storage"][calls]["error"].as_str().unwrap_or_default();
+        if words.iter().all(|word| error.contains(word)) { Ok(()) } else { Err(status) }
+    });
+}
+
+/// What `watershed status` prints.
+fn status_of(running: &Running) -> String {
+    let program = env!("CARGO_BIN_EXE_watershed");
+    let done = Command::new(program).args(["status", "--url", running.client().url()]).current_dir("/").output();
+    let done = done.expect("the program runs");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).expect("UTF-8")
+}
+
+#[test]
+fn who_may_not_write_to_hdfs_is_told_so_and_the_rest_goes_on() {
+    let Some(service) = real_component("WATERSHED_TEST_HDFS") else { return };
+    let (broker, dir) = (Broker::start(), tempfile::tempdir().expect("a temporary directory"));
+    let (mut generator, mut log) = (Generator::new(12, 2, Format::Json), Log::default());
+    let url = format!("{service}/tests/{}", RunId::unique());
+    let config = config_on(&broker, &url);
+    let running = Running::start(&config, dir.path());
+    produce(&broker, &mut generator, &mut log, 60);
+    check(&running, "counts", &log, "the start");
+    running.stop();
+
+    let stranger = [("HADOOP_USER_NAME", "stranger")];
+    let running = Running::start_with(&config, dir.path(), &stranger);
+    produce(&broker, &mut generator, &mut log, 60);
+    check(&running, "counts", &log, "a stranger's start");
+    status_says(&running, "writes", &[FORBIDDEN, "user=stranger"]);
+    let (_, status) = running.client().get("/v1/status");
+    assert_eq!(status["streams"][0]["archiver"]["state"], "retrying", "{status}");
+    assert!(running.log().contains("somebody must act"), "{}", running.log());
+    let (code, body) = running.client().post("/v1/views/counts/rebuilds", &json!({"mode": "rebuild"}));
+    let error = match code {
+        202 => running.client().wait_build(body["id"].as_str().expect("an id"), PATIENCE)["error"].to_string(),
+        _ => body["error"]["message"].to_string(),
+    };
+    assert!(error.contains(FORBIDDEN), "{code} {error}");
+    check(&running, "counts", &log, "a refused build");
+    running.stop();
+
+    // Where nothing is yet it does not start at all.
+    let inner = config_on(&broker, &format!("{url}/inner"));
+    let said = Running::refused_with(&inner, dir.path(), &stranger, &[]);
+    assert!(said.contains(FORBIDDEN) && said.contains("user=stranger"), "{said}");
+
+    let running = Running::start(&config, dir.path());
+    check(&running, "counts", &log, "the owner's return");
+    let id = running.client().build("counts", "rebuild").expect("no other build runs");
+    let status = running.client().wait_build(&id, PATIENCE);
+    assert_eq!(status["state"], "succeeded", "{status}");
+    log.check_master_dataset(running.client(), STREAM);
+    running.stop();
 }
