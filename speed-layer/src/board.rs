@@ -30,6 +30,8 @@ pub(crate) struct Board {
     log_end: OffsetVector,
     /// By what reports them.
     reasons: BTreeMap<String, Reason>,
+    /// How many losses the register named at the start.
+    losses: usize,
     next_id: u64,
     sender: watch::Sender<Arc<StreamDelta>>,
 }
@@ -113,6 +115,7 @@ impl Board {
             partitions: BTreeMap::new(),
             views: BTreeMap::new(),
             reasons: vec![],
+            losses: 0,
         };
         Self {
             stream: stream.to_owned(),
@@ -124,6 +127,7 @@ impl Board {
             partitions: BTreeMap::new(),
             log_end,
             reasons: BTreeMap::new(),
+            losses: 0,
             next_id: 1,
             sender: watch::Sender::new(Arc::new(empty)),
         }
@@ -180,6 +184,11 @@ impl Board {
             }
             self.shown.clear();
         }
+    }
+
+    /// What comes lacks the first `losses` that the register names.
+    pub(crate) fn begin_without(&mut self, losses: usize) {
+        self.losses = losses;
     }
 
     /// Forgets what was read, before another start: what is shown stays until then.
@@ -534,6 +543,7 @@ impl Board {
             partitions: self.partitions.iter().map(|(p, s)| (*p, s.status.clone())).collect(),
             views,
             reasons,
+            losses: self.losses,
         }));
     }
 

@@ -195,7 +195,11 @@ impl SpeedWorker {
         while !shutdown.is_cancelled() {
             let losses = self.losses.as_mut().map(|state| losses_of(&state.borrow_and_update())).unwrap_or_default();
             let plans = Arc::clone(&self.plans.borrow_and_update());
-            shared.board.lock().add_origins(&self.origins.borrow_and_update());
+            {
+                let mut board = shared.board.lock();
+                board.add_origins(&self.origins.borrow_and_update());
+                board.begin_without(losses.len());
+            }
             let committer = Committer::restore(&shared, Arc::clone(&self.store), &plans, losses.clone()).await;
             shared.started.cancel();
             let stop = shutdown.child_token();

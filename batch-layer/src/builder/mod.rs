@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
-use watershed_shared::catalog::{BuildMode, BuildOutcome, Rejected, ViewEvent, ViewState};
+use watershed_shared::catalog::{BuildMode, BuildOutcome, Rejected, StreamState, ViewEvent, ViewState};
 use watershed_shared::clock;
 use watershed_shared::config::BatchConfig;
 use watershed_shared::definitions::Definitions;
@@ -43,6 +43,8 @@ const DRAIN_POLL: std::time::Duration = std::time::Duration::from_millis(20);
 pub struct BuildTarget {
     pub view: String,
     pub register: Register<ViewState>,
+    /// Of the stream.
+    pub stream: Register<StreamState>,
     pub master: MasterDataset,
     /// `None`: no worker is known, cuts stand at the archived offsets.
     pub delta: Option<Arc<dyn DeltaService>>,

@@ -107,6 +107,7 @@ impl World {
             partitions: BTreeMap::new(),
             views: BTreeMap::new(),
             reasons: vec![],
+            losses: 0,
         };
         let options = Options {
             commit_interval: Duration::from_millis(20),
@@ -121,6 +122,7 @@ impl World {
         let target = BuildTarget {
             view: "sums".to_owned(),
             register: register.clone(),
+            stream: Register::open(&storage, "streams", "numbers"),
             master,
             delta: Some(Arc::new(Sealed(watch::Sender::new(Arc::new(delta))))),
             archive,

@@ -38,6 +38,7 @@ pub(super) async fn start_builds(
         BuildTarget {
             view: name.clone(),
             register: view.register.clone(),
+            stream: stream.register.clone(),
             master: stream.master.clone(),
             delta: Some(Arc::clone(&deltas[&view.stream])),
             archive: archives[&view.stream].clone(),

@@ -89,11 +89,12 @@ impl Front {
                 self.views.iter_mut().map(|(view, r)| (view.clone(), Arc::clone(&r.borrow_and_update()))).collect();
             self.compile_missing(&states, &mut made, &compilations);
             let last = Arc::clone(&self.answers.borrow());
+            let known_losses = self.state.borrow().losses.len();
             // SUBTLE: last of all. A loss is recorded before a delta or a generation can lack its events, so whatever was
             // taken above does not lack them without the reason.
             let mut reasons = delta.reasons.clone();
             reasons.extend(self.stream_reasons(speed_stopped));
-            let next = self.next(&last, &delta, &states, &mut made, &reasons);
+            let next = self.next(&last, &delta, &states, &mut made, &reasons, known_losses);
             let swapped = next.views.iter().any(|(view, answer)| {
                 last.views.get(view).is_some_and(|last| last.generation_id() != answer.generation_id())
             });
@@ -181,6 +182,7 @@ impl Front {
         states: &BTreeMap<String, Arc<ViewState>>,
         made: &mut Made,
         reasons: &[Reason],
+        known_losses: usize,
     ) -> StreamAnswer {
         if made.start_end.is_none() && delta.origins.iter().all(|(p, _)| delta.log_end.get(p).is_some()) {
             made.start_end = (!delta.log_end.is_empty()).then(|| delta.log_end.clone());
@@ -199,7 +201,7 @@ impl Front {
             dead_letters: delta.partitions.values().map(|p| p.dead_letters).sum(),
         };
         for (view, state) in states {
-            match self.view(view, last.views.get(view), delta, state, made) {
+            match self.view(view, last.views.get(view), delta, state, made, known_losses) {
                 Ok(mut answer) => {
                     answer.reasons = self.reasons(reasons, &answer, made.start_end.as_ref());
                     next.views.insert(view.clone(), Arc::new(answer));
@@ -224,6 +226,7 @@ impl Front {
         delta: &StreamDelta,
         state: &ViewState,
         made: &mut Made,
+        known_losses: usize,
     ) -> Result<ViewAnswer, String> {
         let active = state.active.as_ref().ok_or("its definition has not been recorded yet")?;
         let pair = |definition: &DefinitionHash, generation: GenerationId| Pair {
@@ -238,6 +241,9 @@ impl Front {
             (None, None) => {}
         }
         pairs.dedup();
+        // What another process built without lost events waits until it is known here that they are lost.
+        pairs.retain(|p| state.generation(p.generation).is_none_or(|g| g.losses <= known_losses));
+        let pairs_wait = pairs.is_empty();
         // What cannot be compiled cannot answer; the pair that answers now is compiled.
         let compiled = |pair: &Pair| match last {
             Some(last) if last.compiled.definition() == &pair.definition => Some(Arc::clone(&last.compiled)),
@@ -255,6 +261,7 @@ impl Front {
         if candidates.is_empty() {
             return Err(match made.failed.get(active) {
                 Some(error) => format!("its definition cannot be compiled: {error}"),
+                None if pairs_wait => "its stream lost events, and which ones is being read".to_owned(),
                 None => "its definition is being compiled".to_owned(),
             });
         }

@@ -358,6 +358,7 @@ impl World {
             base: build.base,
             delta_version: 0,
             events: 0,
+            losses: 0,
             published_at: clock::now(),
         };
         let id = generation.id;
@@ -595,6 +596,7 @@ impl TestDelta {
             partitions: [(PartitionId(0), PartitionStatus::default())].into(),
             views: BTreeMap::new(),
             reasons: Vec::new(),
+            losses: 0,
         };
         Self {
             views: Mutex::new(compiled.iter().map(|(n, c)| (n.clone(), view(c))).collect()),

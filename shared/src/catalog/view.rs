@@ -44,6 +44,9 @@ pub struct Generation {
     pub delta_version: u64,
     /// Events that this build read.
     pub events: u64,
+    /// How many losses the stream's register named then: it may lack those events, so who serves it has to know as many.
+    #[serde(default)]
+    pub losses: usize,
     pub published_at: DateTime<Utc>,
 }
 

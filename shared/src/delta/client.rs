@@ -132,7 +132,7 @@ impl DeltaClient {
             let source = sources.entry(shard.number).or_default();
             let states: BTreeMap<u64, LinkState> =
                 source.links.iter().map(|(epoch, link)| (*epoch, link.state.borrow().clone())).collect();
-            if let Some(chosen) = choose(&states, source.shown.as_ref()) {
+            if let Some(chosen) = choose(&states, source.shown.as_ref(), register.losses.len()) {
                 source.shown = Some(chosen);
             }
             let chosen = source.shown.as_ref().map_or(0, |(epoch, _)| *epoch);
@@ -159,13 +159,15 @@ impl DeltaClient {
     }
 }
 
-/// The owner with the highest epoch that has reached what was shown.
+/// The owner with the highest epoch that has reached what was shown. What lacks lost events is not shown before the
+/// register that this process knows says so: `losses` of them.
 fn choose(
     links: &BTreeMap<u64, LinkState>,
     shown: Option<&(u64, Arc<StreamDelta>)>,
+    losses: usize,
 ) -> Option<(u64, Arc<StreamDelta>)> {
     links.iter().rev().find_map(|(epoch, link)| {
-        let delta = link.delta.as_ref()?;
+        let delta = link.delta.as_ref().filter(|delta| delta.losses <= losses)?;
         let reached = shown.is_none_or(|(_, shown)| delta.position.covers(&shown.position));
         reached.then(|| (*epoch, Arc::clone(delta)))
     })
@@ -241,7 +243,16 @@ mod tests {
     fn chosen(links: &[(u64, i64)], shown: Option<(u64, i64)>) -> Option<u64> {
         let links: BTreeMap<u64, LinkState> = links.iter().map(|(epoch, offset)| (*epoch, at(*offset))).collect();
         let shown = shown.map(|(epoch, offset)| (epoch, at(offset).delta.unwrap()));
-        choose(&links, shown.as_ref()).map(|(epoch, _)| epoch)
+        choose(&links, shown.as_ref(), 0).map(|(epoch, _)| epoch)
+    }
+
+    #[test]
+    fn a_delta_that_may_lack_lost_events_waits_until_they_are_known_as_lost() {
+        let mut link = at(5);
+        Arc::make_mut(link.delta.as_mut().unwrap()).losses = 1;
+        let links = [(1, link)].into();
+        assert!(choose(&links, None, 0).is_none());
+        assert!(choose(&links, None, 1).is_some());
     }
 
     #[test]

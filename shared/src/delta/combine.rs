@@ -29,6 +29,7 @@ pub(super) fn combine(stream: &str, origins: &OffsetVector, shards: &[Known<'_>]
         partitions: BTreeMap::new(),
         views: BTreeMap::new(),
         reasons: Vec::new(),
+        losses: shards.iter().map(|known| known.delta.losses).max().unwrap_or(0),
     };
     for Known { delta, owned } in shards {
         whole.position = whole.position.join(&delta.position);
@@ -102,6 +103,7 @@ mod tests {
             partitions: BTreeMap::new(),
             views: [("v".to_owned(), [(definition, Arc::new(view))].into())].into(),
             reasons: vec![],
+            losses: 0,
         }
     }
 

@@ -130,6 +130,9 @@ pub struct StreamDelta {
     pub views: BTreeMap<String, BTreeMap<DefinitionHash, Arc<ViewDelta>>>,
     /// Empty while all goes well.
     pub reasons: Vec<Reason>,
+    /// How many losses the stream's register named when these runs were begun: they may lack those events, so who shows
+    /// them has to know as many.
+    pub losses: usize,
 }
 
 impl StreamDelta {

@@ -48,6 +48,7 @@ struct Header {
     partitions: BTreeMap<PartitionId, PartitionStatus>,
     views: BTreeMap<String, BTreeMap<DefinitionHash, HeaderView>>,
     reasons: Vec<Reason>,
+    losses: usize,
     /// Those in the body, in its order.
     runs: Vec<HeaderRun>,
 }
@@ -116,6 +117,7 @@ impl Encoder {
             partitions: delta.partitions.clone(),
             views,
             reasons: delta.reasons.clone(),
+            losses: delta.losses,
             runs,
         })?;
         // What is not named any more is forgotten by the other side too.
@@ -214,6 +216,7 @@ impl Decoder {
             partitions: header.partitions,
             views,
             reasons: header.reasons,
+            losses: header.losses,
         })
     }
 }
@@ -267,6 +270,7 @@ mod tests {
                 to: Some(4),
                 message: "soon".to_owned(),
             }],
+            losses: 3,
         }
     }
 
@@ -276,7 +280,12 @@ mod tests {
         let errors: Vec<_> =
             delta.views["v"].values().flat_map(|v| &v.runs).map(|r| (&r.coverage, &r.errors)).collect();
         let view = delta.views["v"].values().map(|v| (&v.from, &v.position, v.joined)).collect::<Vec<_>>();
-        format!("{runs:?} {errors:?} {view:?} {:?} {:?} {:?}", delta.position, delta.partitions, delta.reasons)
+        format!(
+            "{runs:?} {errors:?} {view:?} {:?} {:?} {:?}",
+            delta.position,
+            delta.partitions,
+            (&delta.reasons, delta.losses)
+        )
     }
 
     #[test]
