@@ -19,6 +19,8 @@ use crate::history::{read_status, status_meta, write_status};
 
 /// A holder that has not recorded a sign of life for this long counts as dead: its builds are ended for it.
 pub const TAKE_OVER: Duration = Duration::from_secs(60);
+/// Before a request that could not be taken on is tried again.
+const TAKE_AGAIN: Duration = Duration::from_millis(200);
 /// How often holders are looked at.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -62,10 +64,12 @@ impl Requests {
                 self.take(request).await;
             }
             self.end_abandoned(&state).await;
+            // One that this process could not take on, since its last build was still ending, need not wait for long.
+            let waits = state.requests.iter().any(|r| r.holder.is_none());
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.state.changed() => if changed.is_err() { return },
-                () = clock::sleep(look) => {}
+                () = clock::sleep(if waits { look.min(TAKE_AGAIN) } else { look }) => {}
             }
         }
     }

@@ -199,14 +199,26 @@ impl Running {
 
     /// As [`Running::start_with`], with the layers of `role` alone. Its folder is its own.
     pub(crate) fn start_role(role: &str, config: &str, dir: &Path, env: &[(&str, &str)]) -> Self {
-        let running = Self::spawn_with(config, dir, env, &["--role", role]);
-        running.ready_within(dir, env, START_PATIENCE)
+        Self::start_role_within(role, config, dir, env, START_PATIENCE)
     }
 
-    /// As [`Running::start_role`], not ready yet, though it answers.
-    pub(crate) fn start_role_unready(role: &str, config: &str, dir: &Path) -> Self {
-        let mut running = Self::spawn_with(config, dir, &[], &["--role", role]);
-        running.wait_until_alive(dir);
+    /// As [`Running::start_role`], ready within `patience`.
+    pub(crate) fn start_role_within(
+        role: &str,
+        config: &str,
+        dir: &Path,
+        env: &[(&str, &str)],
+        patience: Duration,
+    ) -> Self {
+        Self::spawn_with(config, dir, env, &["--role", role]).ready_within(dir, env, patience)
+    }
+
+    /// As [`Running::start_role`], not ready yet, though it answers, or has ended.
+    pub(crate) fn start_role_unready(role: &str, config: &str, dir: &Path, env: &[(&str, &str)]) -> Self {
+        let mut running = Self::spawn_with(config, dir, env, &["--role", role]);
+        while !running.ended_within(Duration::ZERO) && !running.client.discover(dir) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         running
     }
 

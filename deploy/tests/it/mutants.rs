@@ -70,7 +70,7 @@ fn the_oracle_kills_every_mutant() {
 
 /// Runs cases with `mutant` until one fails.
 fn judge(mutant: Mutant, broker: &Broker) -> Verdict {
-    let trial = Trial { broker, patience: PATIENCE, mutant: Some(mutant) };
+    let trial = Trial { broker, patience: PATIENCE, mutant: Some(mutant), roles: false };
     let first = KILLERS.iter().find(|(m, _)| *m == mutant).map(|(_, seed)| *seed);
     let others = (0..SEEDS).filter(|seed| Some(*seed) != first);
     let mut verdict = Verdict { killed_by: None, cases: 0, reached: false, why: String::new() };

@@ -280,7 +280,7 @@ fn workers_and_builders_are_replaced_one_by_one_without_a_failed_query() {
 #[test]
 fn a_process_that_serves_without_workers_says_so_and_is_not_ready() {
     let mut world = World::new();
-    let serving = Running::start_role_unready("serving", &world.config(""), &world.home("serving"));
+    let serving = Running::start_role_unready("serving", &world.config(""), &world.home("serving"), &[]);
     world.produce(50);
     eventually("it answers", || serving.client().get(&format!("/v1/views/{VIEW}")).0 == 200);
     let meta = |meta: &Value| reasons(meta, "no_owner").len() == PARTITIONS as usize;

@@ -13,9 +13,10 @@ use super::compare::assert_rows;
 use super::coverage::Coverage;
 use super::events::{COLUMNS, Format, Generator, Kind};
 use super::log::Log;
+use super::subject::{Launch, Roles, Subject};
 use super::truth::{TEXT_VIEWS, VIEWS};
 use super::view::{Variant, View};
-use crate::harness::{Broker, Client, Running};
+use crate::harness::{Broker, Client};
 use crate::processes::POINTS;
 
 /// How a case is run.
@@ -26,6 +27,8 @@ pub(crate) struct Trial<'a> {
     pub(crate) patience: Duration,
     /// The bug that the program is to have.
     pub(crate) mutant: Option<Mutant>,
+    /// Each role in processes of its own.
+    pub(crate) roles: bool,
 }
 
 /// What became of a case.
@@ -44,7 +47,7 @@ pub(crate) fn run(seed: u64, trial: &Trial<'_>) -> Outcome {
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| case.run())).err();
     let failure = panic.map(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-        let log = case.running.as_ref().map(Running::log).unwrap_or_default();
+        let log = case.running.as_ref().map(Subject::log).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(40).collect();
         let tail: String = tail.into_iter().rev().map(|line| format!("    {line}\n")).collect();
         let steps: String = case.steps.iter().map(|step| format!("  {step}\n")).collect();
@@ -63,7 +66,7 @@ struct Case<'a> {
     beginning: String,
     views: Vec<View>,
     log: Log,
-    running: Option<Running>,
+    running: Option<Subject>,
     dir: tempfile::TempDir,
     steps: Vec<String>,
     coverage: Coverage,
@@ -94,18 +97,27 @@ impl<'a> Case<'a> {
         // How far what is durable lags what is answered, and whether readers fall out of the shared window.
         let commit = ["20 ms", "50 ms", "5 seconds"][random.random_range(0..3)];
         let window = ["64 MiB", "1 MiB"][random.random_range(0..2)];
-        let speed = format!("commit_interval = \"{commit}\"\nwindow = \"{window}\"");
+        let mut speed = format!("commit_interval = \"{commit}\"\nwindow = \"{window}\"");
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let names = dir.path().join("names.csv");
+        let (names, mut shared) = (names.display(), String::new());
+        let mut shards = 1;
+        if trial.roles {
+            speed += "\nlisten = \"127.0.0.1:0\"\nowner_timeout = \"3 seconds\"";
+            shared = format!("[storage]\nurl = \"{}\"\n", dir.path().join("storage").display());
+            shards = random.random_range(1..=partitions.min(2));
+        }
         std::fs::write(dir.path().join("names.csv"), "k,name\n0,name 0\n1,name 1\n2,name 2\n3,name 3\n").unwrap();
         // Many cases share a broker, and a mutant's cases have the seeds of the others.
         let mutant = trial.mutant.map_or("none", Mutant::name);
-        let stream = format!("events_{seed}_{mutant}");
+        let stream = format!("events_{seed}_{}{mutant}", if trial.roles { "roles_" } else { "" });
         let declared = match format {
             Format::Text => String::new(),
             _ => format!("event_time = \"t\"\nallowed_lateness = \"10 minutes\"\ncolumns = \"\"\"{COLUMNS}\"\"\""),
         };
         let beginning = format!(
-            "{}[stream.{stream}]\npartitions = {partitions}\nformat = \"{}\"\n{declared}\n[table.names]\nurl = \"names.csv\"\n",
+            "{}{shared}[stream.{stream}]\npartitions = {partitions}\nshards = {shards}\nformat = \"{}\"\n{declared}\n\
+             [table.names]\nurl = \"{names}\"\n",
             trial.broker.config(archive, &speed),
             format.name(),
         );
@@ -166,6 +178,7 @@ impl<'a> Case<'a> {
                 self.after("answers after a restart");
                 self.start();
             }
+            26..28 if self.trial.roles => self.replace_one(),
             26..28 => {
                 self.kill();
                 if self.random.random_bool(0.5) {
@@ -195,7 +208,9 @@ impl<'a> Case<'a> {
             let at_the_end = |meta: &Value| {
                 ends.iter().all(|(p, end)| meta["partitions"][p.to_string()]["batch_until"].as_i64() == Some(*end))
             };
-            let after = self.client().view_when(name, self.trial.patience, at_the_end);
+            let roles = self.trial.roles;
+            let at_rest = |meta: &Value| at_the_end(meta) && (!roles || meta["complete"] == true);
+            let after = self.client().view_when(name, self.trial.patience, at_rest);
             if before["meta"]["views"][name]["definition"] == after["meta"]["views"][name]["definition"] {
                 let rows = before["rows"].as_array().expect("rows");
                 assert_rows(&self.views[index].case, &after["rows"], rows, "the answer at a position does not move");
@@ -232,11 +247,55 @@ impl<'a> Case<'a> {
         if let Some(mutant) = self.trial.mutant {
             env.push(("WATERSHED_MUTANT", mutant.name()));
         }
-        self.running = Some(Running::start_within(&self.config(), self.dir.path(), &env, self.trial.patience));
+        let config = self.config();
+        let launch = Launch { config: &config, dir: self.dir.path(), env: &env, patience: self.trial.patience };
+        self.running = Some(Subject::start(&launch, self.trial.roles));
+        let dies = env.iter().any(|(name, _)| *name == "WATERSHED_ABORT_AT");
+        if self.trial.roles && !dies {
+            self.await_quiet();
+        }
         for view in &mut self.views {
             if view.started() {
                 self.coverage.count("superseded definitions that stayed away", 1);
             }
+        }
+    }
+
+    /// Ends one process and starts it again, while the others go on.
+    fn replace_one(&mut self) {
+        let (number, kill) = (self.random.random_range(0..Roles::COUNT), self.random.random_bool(0.7));
+        self.harvest();
+        let config = self.config();
+        let env = [("RUST_LOG", "warn,watershed_speed_layer=info")];
+        let launch = Launch { config: &config, dir: self.dir.path(), env: &env, patience: self.trial.patience };
+        let Some(Subject::Roles(roles)) = &mut self.running else { panic!("the roles run") };
+        let role = roles.replace(number, kill, &launch);
+        self.steps.push(format!("{} process {number}, {role}", if kill { "kill" } else { "stop" }));
+        match role {
+            "batch" => {
+                self.await_quiet();
+                self.views.iter_mut().for_each(|view| view.building = None);
+                self.after("answers after a batch process was replaced");
+            }
+            "speed" => self.after("answers after a worker was replaced"),
+            _ => {
+                self.views.iter_mut().for_each(View::asked_elsewhere);
+                self.after("answers after a serving process was replaced");
+            }
+        }
+    }
+
+    /// Waits until no build is asked for or under way: a request outlives who was asked, and may be taken on.
+    fn await_quiet(&self) {
+        let deadline = Instant::now() + self.trial.patience;
+        loop {
+            let (status, body) = self.client().get("/v1/rebuilds");
+            assert_eq!(status, 200, "{body}");
+            let over = ["succeeded", "failed", "cancelled", "skipped", "interrupted"];
+            let builds = body["rebuilds"].as_array().expect("builds");
+            let Some(open) = builds.iter().find(|b| !over.iter().any(|state| b["state"] == *state)) else { return };
+            assert!(Instant::now() < deadline, "it does not end: {open}");
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -254,7 +313,7 @@ impl<'a> Case<'a> {
 
     /// Looks at what the running process said.
     fn harvest(&mut self) {
-        let Some(log) = self.running.as_ref().map(Running::log) else { return };
+        let Some(log) = self.running.as_ref().map(Subject::log) else { return };
         if log.contains("replay begins") {
             self.after("answers after a replay");
         }
@@ -291,6 +350,11 @@ impl<'a> Case<'a> {
             let meta = &body["meta"]["views"][name];
             let reached = |(p, end): (&i32, &i64)| meta["partitions"][p.to_string()]["position"].as_i64() >= Some(*end);
             assert!(ends.iter().all(reached), "{name}: wait_for {ends:?} was answered before: {meta}");
+            if self.trial.roles {
+                // A partition may wait for its next owner though nothing came to it.
+                self.client().view_when(name, self.trial.patience, |meta| meta["complete"] == true);
+                continue;
+            }
             assert_eq!(meta["complete"], true, "{name} at rest: {meta}");
         }
     }
@@ -477,7 +541,7 @@ impl<'a> Case<'a> {
     /// Flips bytes in the delta store's files.
     fn damage(&mut self) {
         self.step_is("damage the delta store");
-        let mut pending = vec![self.dir.path().join("data/delta")];
+        let mut pending = Subject::delta_stores(self.dir.path(), self.trial.roles);
         while let Some(dir) = pending.pop() {
             let Ok(entries) = std::fs::read_dir(&dir) else { continue };
             for entry in entries.flatten() {
@@ -525,7 +589,9 @@ impl<'a> Case<'a> {
         let meta = &body["meta"]["views"][view.name()];
         for reason in meta["reasons"].as_array().expect("reasons") {
             // Each process begins with one, and a replay is what restarts and activations bring.
-            let expected = reason["code"] == "catching_up" || reason["code"] == "replaying";
+            let moving = reason["code"] == "no_owner" || reason["code"] == "owner_catching_up";
+            let expected =
+                reason["code"] == "catching_up" || reason["code"] == "replaying" || self.trial.roles && moving;
             assert!(expected, "{}: no fault justifies {reason}", view.name());
         }
         let found = view.compare(&self.log, body, wanted, "");

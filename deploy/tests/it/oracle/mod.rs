@@ -10,6 +10,7 @@ mod compare;
 mod coverage;
 pub(crate) mod events;
 pub(crate) mod log;
+mod subject;
 mod truth;
 mod view;
 
@@ -26,18 +27,36 @@ use crate::harness::Broker;
 pub(crate) const SEEDS: u64 = 40;
 /// Cases that run at the same time: they wait more than they compute.
 pub(crate) const AT_A_TIME: usize = 6;
+/// Of the cases whose roles are processes of their own: each is four of them.
+const ROLE_SEEDS: u64 = 12;
+const ROLES_AT_A_TIME: usize = 3;
 /// No step may take longer; it is far above what a busy machine needs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn the_served_answer_is_the_sql_over_exactly_the_events_below_its_position() {
-    let seeds = seeds();
+    let coverage = run_all(seeds(SEEDS), AT_A_TIME, false);
+    if std::env::var_os("WATERSHED_SEEDS").is_none() {
+        assert_eq!(coverage.missing(), Vec::<&str>::new(), "the oracle never saw these");
+    }
+}
+
+/// One batch process, two speed workers, one that serves; each of them may end at any time.
+#[test]
+fn with_each_role_in_processes_of_its_own_it_is_the_same() {
+    let coverage = run_all(seeds(ROLE_SEEDS), ROLES_AT_A_TIME, true);
+    if std::env::var_os("WATERSHED_SEEDS").is_none() {
+        assert_eq!(coverage.missing_roles(), Vec::<&str>::new(), "the oracle never saw these");
+    }
+}
+
+fn run_all(seeds: std::ops::Range<u64>, at_a_time: usize, roles: bool) -> Coverage {
     let broker = Broker::start();
-    let trial = Trial { broker: &broker, patience: PATIENCE, mutant: None };
+    let trial = Trial { broker: &broker, patience: PATIENCE, mutant: None, roles };
     let next = AtomicU64::new(seeds.start);
     let (coverage, failure) = (Mutex::new(Coverage::default()), Mutex::new(None));
     std::thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
+        for _ in 0..at_a_time {
             scope.spawn(|| {
                 while failure.lock().is_none() {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -57,14 +76,17 @@ fn the_served_answer_is_the_sql_over_exactly_the_events_below_its_position() {
         panic!("the oracle failed; replay with WATERSHED_SEEDS={seed}..{}\n{why}", seed + 1);
     }
     let coverage = coverage.into_inner();
-    println!("oracle: {} seeds\n{}", seeds.end - seeds.start, coverage.report());
-    if seeds.end - seeds.start >= SEEDS {
-        assert_eq!(coverage.missing(), Vec::<&str>::new(), "the oracle never saw these");
-    }
+    println!(
+        "oracle{}: {} seeds\n{}",
+        if roles { " of roles" } else { "" },
+        seeds.end - seeds.start,
+        coverage.report()
+    );
+    coverage
 }
 
-fn seeds() -> std::ops::Range<u64> {
-    let Ok(text) = std::env::var("WATERSHED_SEEDS") else { return 0..SEEDS };
+fn seeds(unless_told: u64) -> std::ops::Range<u64> {
+    let Ok(text) = std::env::var("WATERSHED_SEEDS") else { return 0..unless_told };
     let (from, to) = text.split_once("..").expect("WATERSHED_SEEDS=from..to");
     from.parse().expect("a number")..to.parse().expect("a number")
 }

@@ -91,6 +91,11 @@ impl View {
         self.configured != self.written
     }
 
+    /// Another process answers from now on: only `wait_for` says that it is as far as the one before.
+    pub(crate) fn asked_elsewhere(&mut self) {
+        self.answered.clear();
+    }
+
     /// A build of the configured definition may publish from now on.
     pub(crate) fn build_begins(&mut self) {
         self.possible.insert(self.configured);
