@@ -54,8 +54,16 @@ pub struct Claims {
 #[derive(Debug)]
 struct Watched {
     epoch: u64,
+    /// It was first seen.
+    since: Instant,
     /// It answered last, or was first seen.
     answered: Instant,
+}
+
+impl Watched {
+    fn new(epoch: u64) -> Self {
+        Self { epoch, since: Instant::now(), answered: Instant::now() }
+    }
 }
 
 /// What to do about a shard.
@@ -79,7 +87,7 @@ enum Step {
 /// | this process, this life | any | hold |
 /// | none, or given up | yes | claim |
 /// | this process, an earlier life | yes | claim: the position may have gone back |
-/// | another, after this process held it | any | hand over |
+/// | another, after this process held it | any | hand over; claim again once it is silent |
 /// | another | by name, not held in this life yet | claim |
 /// | another | automatically | watch; claim once it is silent |
 /// | anything else | no | leave |
@@ -91,7 +99,7 @@ fn decide(owner: Option<&Ownership>, claim: &Claim, shard: u32, worker: &str, he
     let wanted = named.unwrap_or(true);
     match owner {
         Some(owner) if held == Some(owner.epoch) => Step::Hold,
-        Some(owner) if held.is_some() && !owner.released => Step::HandOver,
+        Some(owner) if held.is_some() && !owner.released && !silent => Step::HandOver,
         _ if !wanted => Step::Leave,
         None => Step::Claim,
         Some(owner) if owner.released || owner.worker == worker => Step::Claim,
@@ -158,7 +166,8 @@ impl Claims {
                 }
                 Step::Watch => {
                     let owner = owner.expect("an owner is watched").clone();
-                    self.ask(&owner).await;
+                    // It counts as answered, or becomes silent.
+                    drop(self.ask(&owner).await);
                 }
                 Step::Hold | Step::Leave => {}
             }
@@ -171,16 +180,20 @@ impl Claims {
         watched.is_some_and(|watched| watched.answered.elapsed() >= self.options.owner_timeout)
     }
 
-    async fn ask(&mut self, owner: &Ownership) {
-        let answers = self.progress(owner).await.is_some();
-        let watched = self.watched.entry(owner.shard).or_insert(Watched { epoch: 0, answered: Instant::now() });
-        if answers || watched.epoch != owner.epoch {
-            *watched = Watched { epoch: owner.epoch, answered: Instant::now() };
+    /// Looks whether the owner answers, and how far it is.
+    async fn ask(&mut self, owner: &Ownership) -> Option<Progress> {
+        let progress = match self.options.peers.of(&self.options.stream, owner) {
+            Some(peer) => peer.progress().await,
+            None => None,
+        };
+        let watched = self.watched.entry(owner.shard).or_insert_with(|| Watched::new(owner.epoch));
+        if watched.epoch != owner.epoch {
+            *watched = Watched::new(owner.epoch);
         }
-    }
-
-    async fn progress(&self, owner: &Ownership) -> Option<Progress> {
-        self.options.peers.of(&self.options.stream, owner)?.progress().await
+        if progress.is_some() {
+            watched.answered = Instant::now();
+        }
+        progress
     }
 
     /// Appends a claim behind `epoch`, if that is still the last.
@@ -211,14 +224,10 @@ impl Claims {
 
     /// Whether `owner` has reached what this process answers, or has had time enough.
     async fn has_caught_up(&mut self, shard: Shard, owner: &Ownership) -> bool {
-        let watched = self.watched.entry(shard.number).or_insert(Watched { epoch: 0, answered: Instant::now() });
-        if watched.epoch != owner.epoch {
-            *watched = Watched { epoch: owner.epoch, answered: Instant::now() };
-        }
-        let waited = watched.answered.elapsed() >= HAND_OVER;
+        let theirs = self.ask(owner).await;
+        let waited = self.watched.get(&shard.number).is_some_and(|watched| watched.since.elapsed() >= HAND_OVER);
         let Some(ours) = self.server.progress(&self.options.stream, shard) else { return true };
-        waited
-            || self.progress(owner).await.is_some_and(|theirs| theirs.joined && theirs.position.covers(&ours.position))
+        waited || theirs.is_some_and(|theirs| theirs.joined && theirs.position.covers(&ours.position))
     }
 }
 
@@ -239,7 +248,8 @@ mod tests {
         assert_eq!(auto(Some(owner(3, "b", true)), None, false), Step::Claim);
         assert_eq!(auto(Some(owner(3, "a", false)), None, false), Step::Claim, "an earlier life");
         assert_eq!(auto(Some(owner(3, "a", false)), Some(3), true), Step::Hold);
-        assert_eq!(auto(Some(owner(4, "b", false)), Some(3), true), Step::HandOver);
+        assert_eq!(auto(Some(owner(4, "b", false)), Some(3), false), Step::HandOver);
+        assert_eq!(auto(Some(owner(4, "b", false)), Some(3), true), Step::Claim, "it died before it had caught up");
         assert_eq!(auto(Some(owner(4, "b", true)), Some(3), false), Step::Claim, "it gave up before it had caught up");
 
         let named =
