@@ -54,7 +54,7 @@ pub use session::pinned_config;
 
 use crate::names::DefinitionHash;
 use crate::run::EventError;
-use evaluate::{SourceTable, run_over};
+use evaluate::{ReusedPlan, SourceTable, run_over};
 use plans::Shape;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -82,8 +82,8 @@ pub struct CompiledView {
     context: SessionContext,
     task: Arc<TaskContext>,
     /// Compiled once, run with new batches each time.
-    states: Arc<dyn ExecutionPlan>,
-    merge: Arc<dyn ExecutionPlan>,
+    states: ReusedPlan,
+    merge: ReusedPlan,
     finalize: Arc<dyn ExecutionPlan>,
 }
 
@@ -112,8 +112,8 @@ impl CompiledView {
         let source: Arc<dyn TableProvider> = Arc::new(SourceTable::new(Arc::clone(&state_schema)));
         let state = context.state();
         let physical = async |plan: LogicalPlan| state.create_physical_plan(&plan).await;
-        let states = physical(shape.state_plan(events, None, false)?).await?;
-        let merge = physical(shape.merge_plan(Arc::clone(&source), false)?).await?;
+        let states = ReusedPlan::new(physical(shape.state_plan(events, None, false)?).await?);
+        let merge = ReusedPlan::new(physical(shape.merge_plan(Arc::clone(&source), false)?).await?);
         let finalize = physical(shape.served_plan(source, None)?).await?;
         let key_columns = key_columns(&shape);
         let task = context.task_ctx();
@@ -214,9 +214,9 @@ impl CompiledView {
     pub async fn states(&self, events: &[RecordBatch]) -> Result<StateBatch> {
         self.check(events, &self.shape.events)?;
         let sink = ErrorSink::new();
-        let batches = run_over(&self.states, &self.task, events.to_vec(), Some(sink.clone()))
-            .await
-            .map_err(|e| self.engine(e))?;
+        let plan = self.states.once().map_err(|e| self.engine(e))?;
+        let batches =
+            run_over(&plan, &self.task, events.to_vec(), Some(sink.clone())).await.map_err(|e| self.engine(e))?;
         Ok(StateBatch { states: self.in_order(&batches)?, errors: sink.take() })
     }
 
@@ -226,7 +226,8 @@ impl CompiledView {
         if self.kind == Kind::Rows {
             return self.in_order(runs);
         }
-        let batches = run_over(&self.merge, &self.task, runs.to_vec(), None).await.map_err(|e| self.engine(e))?;
+        let plan = self.merge.once().map_err(|e| self.engine(e))?;
+        let batches = run_over(&plan, &self.task, runs.to_vec(), None).await.map_err(|e| self.engine(e))?;
         self.in_order(&batches)
     }
 

@@ -18,8 +18,8 @@ use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::physical_plan::joins::{CrossJoinExec, HashJoinExec, NestedLoopJoinExec};
 use futures::FutureExt;
 
-use super::ErrorSink;
 use super::source::{reads_source, run_over};
+use super::{ErrorSink, ReusedPlan};
 use crate::mutant::{self, Mutant};
 use crate::offsets::{Offset, PartitionId};
 use crate::record;
@@ -30,7 +30,7 @@ use crate::view::trace::cannot_fail;
 /// depend on its neighbours.
 #[derive(Debug)]
 pub(crate) struct Below {
-    plan: Arc<dyn ExecutionPlan>,
+    plan: ReusedPlan,
     task: Arc<TaskContext>,
     /// What it needs of the events, by name, `_partition` and `_offset` always among them.
     pub(super) columns: Vec<String>,
@@ -66,6 +66,7 @@ impl Below {
             }
         }
         let stateful = builds_from_stream(&plan);
+        let plan = ReusedPlan::new(plan);
         Self { plan, task, columns, safe_filter, schema, passed, numbered, stateful, infallible: false }
     }
 
@@ -156,7 +157,8 @@ impl Below {
     }
 
     async fn run(&self, events: RecordBatch) -> Result<Vec<RecordBatch>> {
-        let plan = if self.stateful { reset_plan_states(Arc::clone(&self.plan))? } else { Arc::clone(&self.plan) };
+        let plan = self.plan.once()?;
+        let plan = if self.stateful { reset_plan_states(plan)? } else { plan };
         // A value that makes a kernel panic must cost its event, not the worker that meets it again after each restart.
         let run = AssertUnwindSafe(run_over(&plan, &self.task, vec![events], None)).catch_unwind();
         let batches = match run.await {

@@ -3,11 +3,15 @@
 mod below;
 mod guard;
 mod late;
+mod reused;
 mod source;
 
 pub(crate) use below::Below;
 pub(crate) use guard::GuardTable;
 pub(crate) use late::late_function;
+#[cfg(test)]
+pub(crate) use reused::EXECUTIONS;
+pub(crate) use reused::ReusedPlan;
 pub(crate) use source::{SourceTable, run_over};
 
 use std::sync::Arc;

@@ -9,3 +9,4 @@ mod parallel;
 mod places;
 mod plans;
 mod refused;
+mod reused;
