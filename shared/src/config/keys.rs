@@ -151,7 +151,7 @@ pub(super) static SPEED: Section = Section {
             "claim",
             "\"auto\" or list of shards",
             Default("\"auto\""),
-            "Which shards this worker owns: \"auto\", those that nobody else serves, or fixed ones: [0, 1].",
+            "Which shards this worker owns: \"auto\", those that nobody else serves, or fixed ones: [0, 1]. \"${NAME}\" from the\nenvironment may be auto or shards, as in 0,1.",
         ),
         key(
             "advertise",

@@ -1,6 +1,6 @@
 //! From the file's text to a [`Config`], with every problem collected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use url::Url;
 
 use super::env::Environment;
 use super::keys::{self, Section};
-use super::reader::{Context, Found, Reader, unknown_key};
+use super::reader::{Context, Reader, unknown_key};
 use super::source::Source;
 use super::{
     ArchiveConfig, BatchConfig, BrokerConfig, Claim, Config, ConfigError, HttpConfig, KafkaConfig, SpeedConfig, stream,
@@ -347,7 +347,7 @@ fn claim(context: Context<'_, '_>, reader: &Reader<'_, '_, '_>) -> Option<Claim>
             DeValue::Integer(number) => u32::from_str_radix(number.as_str(), number.radix()).ok(),
             _ => None,
         };
-        let mut owned = std::collections::BTreeSet::new();
+        let mut owned = BTreeSet::new();
         for shard in shards {
             match number(shard) {
                 Some(number) if owned.insert(number) => {}
@@ -366,11 +366,18 @@ fn claim(context: Context<'_, '_>, reader: &Reader<'_, '_, '_>) -> Option<Claim>
         }
         return Some(Claim::Shards(owned));
     }
-    let auto = |text: &str| match text {
-        "auto" => Ok(Claim::Auto),
-        other => Err(format!("`{other}` is neither \"auto\" nor a list of shards, as in [0, 1]")),
-    };
-    reader.parsed("claim", auto).map(|found: Found<Claim>| found.value)
+    let text = reader.text("claim")?;
+    let shards: Option<BTreeSet<u32>> = text.value.split(',').map(|shard| shard.trim().parse().ok()).collect();
+    match shards {
+        _ if text.value == "auto" => Some(Claim::Auto),
+        // As other numbers from the environment, in quotes.
+        Some(shards) if text.substituted => Some(Claim::Shards(shards)),
+        _ => {
+            let neither = format!("`claim`: `{}` is neither \"auto\" nor a list of shards, as in [0, 1]", text.value);
+            context.source.error(text.span.start, neither);
+            None
+        }
+    }
 }
 
 /// `HOST:PORT` with an IP address, or `localhost`.

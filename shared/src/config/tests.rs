@@ -13,6 +13,8 @@ fn environment(name: &str) -> Option<String> {
         "PORT" => Some("9999".to_owned()),
         "QUOTED" => Some("a\"b\\ ${PORT}".to_owned()),
         "YES" => Some("true".to_owned()),
+        "SHARDS" => Some("2, 0".to_owned()),
+        "AUTO" => Some("auto".to_owned()),
         _ => None,
     }
 }
@@ -138,6 +140,8 @@ fn the_environment_is_filled_in() {
     assert_eq!(config.streams["s"].partitions, 9999);
     assert!(config.views["v"].materialize);
     assert_eq!(config.views["v"].sql, "SELECT true");
+    assert_eq!(good("[speed]\nclaim = \"${SHARDS}\"").speed.claim, Claim::Shards([0, 2].into()));
+    assert_eq!(good("[speed]\nclaim = \"${AUTO}\"").speed.claim, Claim::Auto);
     // What comes from the environment is text, whatever stands in it.
     let config = good("[kafka]\nbootstrap_servers = \"b:1\"\n\"sasl.password\" = \"<${QUOTED}>\"");
     assert_eq!(config.kafka.unwrap().properties["sasl.password"], "<a\"b\\ ${PORT}>");
@@ -254,6 +258,10 @@ fn wrong_values() {
         &["2:13: `claim`: a shard is a number from 0, as in claim = [0, 1]", "2:17: `claim`: shard 0 stands twice"],
     );
     wrong("[speed]\nclaim = \"all\"", &["2:9: `claim`: `all` is neither \"auto\" nor a list of shards, as in [0, 1]"]);
+    for (written, read) in [("0", "0"), ("${YES}", "true"), ("${SHARDS},", "2, 0,")] {
+        let neither = format!("2:9: `claim`: `{read}` is neither \"auto\" nor a list of shards, as in [0, 1]");
+        wrong(&format!("[speed]\nclaim = \"{written}\""), &[&neither]);
+    }
     wrong("[speed]\nadvertise = \"speed-0\"", &["2:13: `advertise`: `speed-0` is not of the form HOST:PORT"]);
     wrong("[speed]\ntoken = \"  \"", &["2:9: `token`: an empty token"]);
     let speed =
