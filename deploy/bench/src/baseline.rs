@@ -76,6 +76,7 @@ fn read(
         ("bootstrap.servers", servers),
         ("fetch.wait.max.ms", "100"),
         ("queued.max.messages.kbytes", "65536"),
+        ("fetch.queue.backoff.ms", "10"),
         ("queued.min.messages", "200000"),
         ("fetch.message.max.bytes", "4194304"),
         ("check.crcs", "true"),

@@ -306,6 +306,8 @@ fn reader_config(properties: &BTreeMap<String, String>) -> ClientConfig {
         // A fetch is answered as soon as there is anything, and waits at most this long.
         ("fetch.wait.max.ms", "100"),
         ("fetch.error.backoff.ms", "100"),
+        // Of a full queue: by default a second, in which the reader empties it and has nothing to do.
+        ("fetch.queue.backoff.ms", "10"),
         ("queued.max.messages.kbytes", "32768"),
         ("queued.min.messages", "200000"),
         ("reconnect.backoff.max.ms", "2000"),
