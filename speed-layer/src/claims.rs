@@ -84,7 +84,7 @@ enum Step {
 ///
 /// | owner in the register | wanted | step |
 /// |---|---|---|
-/// | this process, this life | any | hold |
+/// | this process, this life; or what is followed is older than that claim | any | hold |
 /// | none, or given up | yes | claim |
 /// | this process, an earlier life | yes | claim: the position may have gone back |
 /// | another, after this process held it | any | hand over; claim again once it is silent |
@@ -98,7 +98,8 @@ fn decide(owner: Option<&Ownership>, claim: &Claim, shard: u32, worker: &str, he
     };
     let wanted = named.unwrap_or(true);
     match owner {
-        Some(owner) if held == Some(owner.epoch) => Step::Hold,
+        // SUBTLE: the followed register may lag behind the claim of this process. An older owner is not handed over to.
+        _ if held.is_some_and(|held| owner.map_or(0, |owner| owner.epoch) <= held) => Step::Hold,
         Some(owner) if held.is_some() && !owner.released && !silent => Step::HandOver,
         _ if !wanted => Step::Leave,
         None => Step::Claim,
@@ -248,6 +249,8 @@ mod tests {
         assert_eq!(auto(Some(owner(3, "b", true)), None, false), Step::Claim);
         assert_eq!(auto(Some(owner(3, "a", false)), None, false), Step::Claim, "an earlier life");
         assert_eq!(auto(Some(owner(3, "a", false)), Some(3), true), Step::Hold);
+        assert_eq!(auto(Some(owner(2, "b", false)), Some(3), false), Step::Hold, "the claim is not seen yet");
+        assert_eq!(auto(None, Some(1), false), Step::Hold, "nor the first one");
         assert_eq!(auto(Some(owner(4, "b", false)), Some(3), false), Step::HandOver);
         assert_eq!(auto(Some(owner(4, "b", false)), Some(3), true), Step::Claim, "it died before it had caught up");
         assert_eq!(auto(Some(owner(4, "b", true)), Some(3), false), Step::Claim, "it gave up before it had caught up");
