@@ -12,6 +12,7 @@ use watershed_shared::builds::{BuildState, Trigger};
 use watershed_shared::catalog::{BuildOutcome, Rejected, Request, ViewEvent, ViewState};
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::names::BuildId;
+use watershed_shared::register::Register;
 use watershed_shared::storage;
 
 use crate::builder::{BuildRequest, BuildTarget, Builder, RequestError};
@@ -60,12 +61,15 @@ impl Requests {
         loop {
             let state = Arc::clone(&self.state.borrow_and_update());
             self.stop_withdrawn(&state).await;
-            if let Some(request) = state.requests.iter().find(|r| r.holder.is_none()) {
+            // SUBTLE: one that is ours and does not run was taken on when its start failed, and so did saying so.
+            let open = |r: &&Request| r.holder.as_deref().is_none_or(|holder| holder == self.builder.holder());
+            let request = state.requests.iter().find(open);
+            if let Some(request) = request {
                 self.take(request).await;
             }
             self.end_abandoned(&state).await;
             // One that this process could not take on, since its last build was still ending, need not wait for long.
-            let waits = state.requests.iter().any(|r| r.holder.is_none());
+            let waits = request.is_some();
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = self.state.changed() => if changed.is_err() { return },
@@ -171,7 +175,7 @@ impl Requests {
     }
 
     async fn end(&self, id: &BuildId, outcome: BuildOutcome, state: BuildState, why: String) {
-        match end_build(&self.target, id, outcome).await {
+        match end_build(&self.target.register, id, outcome).await {
             Ok(true) => {}
             Ok(false) => return,
             Err(error) => {
@@ -189,16 +193,8 @@ impl Requests {
 ///
 /// # Errors
 /// When the register cannot be read or written.
-pub async fn end_build(target: &BuildTarget, id: &BuildId, outcome: BuildOutcome) -> Result<bool, RequestError> {
-    end_in(&target.register, id, outcome).await
-}
-
-/// As [`end_build`], where nothing but the register is known.
-///
-/// # Errors
-/// As [`end_build`].
-pub async fn end_in(
-    register: &watershed_shared::register::Register<ViewState>,
+pub async fn end_build(
+    register: &Register<ViewState>,
     id: &BuildId,
     outcome: BuildOutcome,
 ) -> Result<bool, RequestError> {

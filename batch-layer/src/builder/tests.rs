@@ -219,6 +219,22 @@ async fn a_build_that_two_processes_are_asked_for_is_run_by_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_this_process_took_on_and_does_not_run_is_run() {
+    let world = World::new().await;
+    let id = BuildId::new("stranded");
+    let (mode, requested_at) = (BuildMode::Rebuild, clock::now());
+    let request = Request { id: id.clone(), mode, base: None, requested_at, holder: None };
+    let taken = ViewEvent::Taken { build: id.clone(), holder: "a".to_owned() };
+    for event in [ViewEvent::Requested { request }, taken] {
+        world.register.update(|_: &ViewState| Ok::<_, Rejected>(Some(event.clone()))).await.unwrap();
+    }
+    world.follow(&world.builder("a").await, Duration::from_secs(600)).await;
+    let state = world.until(|state| !state.is_open(&id)).await;
+    assert_eq!(state.generations.last().map(|g| &g.build), Some(&id));
+    world.shutdown.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_build_that_another_process_ends_is_not_published() {
     let mut world = World::new().await;
     // What lies below this cut is never archived: the build waits.
@@ -236,7 +252,7 @@ async fn a_build_that_another_process_ends_is_not_published() {
     };
     let id = builder.start(request).await.unwrap().id;
     world.until(|state| state.builds.values().any(|b| b.id == id)).await;
-    assert!(end_build(&world.target, &id, BuildOutcome::Cancelled).await.unwrap());
+    assert!(end_build(&world.target.register, &id, BuildOutcome::Cancelled).await.unwrap());
     let mut status = builder.history().watch(&id).unwrap();
     let ended = status.wait_for(|s| s.state.is_final()).await.unwrap().clone();
     assert_eq!((ended.state, ended.error), (BuildState::Cancelled, None));

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use watershed_batch_layer::builder::dry_run;
 use watershed_batch_layer::history::{StoredHistory, new_build_id, read_status, write_status};
-use watershed_batch_layer::requests::{end_in, record_end};
+use watershed_batch_layer::requests::{end_build, record_end};
 use watershed_serving_layer::{Builds, BuildsError, Started};
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
 use watershed_shared::catalog::{BuildMode, BuildOutcome, Rejected, Request, ViewEvent, ViewState};
@@ -131,7 +131,7 @@ impl Builds for RemoteBuilds {
             return Err(finished(status.state));
         }
         let target = self.target(&status.view)?;
-        if end_in(&target.register, id, BuildOutcome::Cancelled).await.map_err(refused)? {
+        if end_build(&target.register, id, BuildOutcome::Cancelled).await.map_err(refused)? {
             // Who runs it records its end too; nobody may.
             record_end(self.history.storage(), id, BuildState::Cancelled, None).await.map_err(unavailable)?;
             return self.status(id).await;
