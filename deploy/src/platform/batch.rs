@@ -99,7 +99,7 @@ pub(super) async fn start(
     let address = listener.local_addr()?;
     let stage = shutdown.stage();
     let health = Arc::new(Batch { archives, builder });
-    let server = serve_health(listener, health, None, stage.stop.clone()).await;
+    let server = serve_health(listener, health, None, stage.stop.clone());
     stage.tasks.push(task::spawn("http", server));
     Ok(address)
 }

@@ -50,11 +50,8 @@ fn text(gauges: Vec<Gauge>) -> String {
     out
 }
 
-/// Binds `listen` and answers until `stop`; `more`: further routes.
-///
-/// # Errors
-/// If the address cannot be bound.
-pub(super) async fn serve_health(
+/// The future that answers on `listener` until `stop`; `more`: further routes.
+pub(super) fn serve_health(
     listener: TcpListener,
     health: Arc<dyn Health>,
     more: Option<BoxedFilter<(Response,)>>,

@@ -33,7 +33,7 @@ pub(super) async fn start(
     let stage = shutdown.stage();
     let server = DeltaServer::new(speed.token.clone(), stage.stop.clone());
     let health = Arc::new(Speed { server: server.clone() });
-    let http = serve_health(listener, health, Some(server.routes()), stage.stop.clone()).await;
+    let http = serve_health(listener, health, Some(server.routes()), stage.stop.clone());
     stage.tasks.push(task::spawn("http", http));
     for stream in streams.into_values() {
         let me = (parts.holder.clone(), advertised.clone());
