@@ -32,10 +32,9 @@ use crate::sql::{Named, Query};
 /// How often a request begins again when files are deleted under it.
 const ATTEMPTS: usize = 4;
 
-/// A request for rows.
+/// What a request for rows wants of the answer, whichever rows those are.
 #[derive(Debug, Clone)]
 pub(crate) struct Ask {
-    pub query: Query,
     /// By stream.
     pub wait_for: BTreeMap<String, OffsetVector>,
     pub deadline: clock::Instant,
@@ -93,11 +92,11 @@ type Tables = Vec<(Named, Arc<dyn TableProvider>)>;
 impl Serving {
     /// # Errors
     /// As the contract's codes say.
-    pub(crate) async fn ask(&self, ask: &Ask) -> Result<Answer> {
+    pub(crate) async fn ask(&self, query: &Query, ask: &Ask) -> Result<Answer> {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            match self.attempt(ask).await {
+            match self.attempt(query, ask).await {
                 Ok(answer) => return Ok(answer),
                 Err(Failure::Answer(error)) => return Err(error),
                 // Nothing has been sent: with the answer of now, which names files that are there, it can be.
@@ -116,8 +115,8 @@ impl Serving {
         }
     }
 
-    async fn attempt(&self, ask: &Ask) -> std::result::Result<Answer, Failure> {
-        let (tables, meta, unknown) = self.tables(ask).await?;
+    async fn attempt(&self, query: &Query, ask: &Ask) -> std::result::Result<Answer, Failure> {
+        let (tables, meta, unknown) = self.tables(query, ask).await?;
         if ask.min_complete {
             meta.demand_complete()?;
         }
@@ -125,7 +124,7 @@ impl Serving {
         // After what may have been a long wait for a position: who waits takes nobody's turn.
         let _turn = Engine::until(ask.deadline, engine.turn()).await?;
         let state = engine.session(tables);
-        let query = ask.query.clone();
+        let query = query.clone();
         let plan_state = state.clone();
         let planned = engine.on_threads("plan", async move { query.plan(&plan_state).await });
         let plan = Engine::until(ask.deadline, planned).await.map_err(|error| match unknown {
@@ -148,9 +147,9 @@ impl Serving {
 
     /// The tables that the statement names, over answers chosen now; what is true of them; and what to say of a name
     /// that is nobody's.
-    async fn tables(&self, ask: &Ask) -> std::result::Result<(Tables, Meta, Option<String>), Failure> {
+    async fn tables(&self, query: &Query, ask: &Ask) -> std::result::Result<(Tables, Meta, Option<String>), Failure> {
         let input = &self.inner.input;
-        let named = ask.query.tables()?;
+        let named = query.tables()?;
         let (mut tables, mut meta, mut unknown): (Tables, Meta, _) = (Vec::new(), Meta::default(), None);
         let mut views: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for name in &named {

@@ -11,10 +11,10 @@ use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, MemoryCatalogP
 use datafusion::catalog::{CatalogProviderList, SchemaProvider, TableProvider};
 use datafusion::common::DataFusionError;
 use datafusion::dataframe::DataFrame;
+use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::{RuntimeEnv, RuntimeEnvBuilder};
 use datafusion::execution::session_state::SessionState;
-use datafusion::execution::{SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
 use futures::StreamExt;
 use tokio::runtime::Runtime;
@@ -74,8 +74,6 @@ impl Rows {
 pub(crate) struct Engine {
     settings: QuerySettings,
     base: SessionState,
-    /// For plans that are made without a session.
-    task: Arc<TaskContext>,
     /// `None`: the caller's.
     runtime: Option<Runtime>,
     running: Semaphore,
@@ -114,9 +112,7 @@ impl Engine {
                     .build()?,
             ),
         };
-        let task = base.task_ctx();
         Ok(Self {
-            task,
             running: Semaphore::new(settings.max_concurrent),
             waiting: AtomicUsize::new(0),
             settings,
@@ -144,11 +140,6 @@ impl Engine {
         }
         let _leave = Leave(&self.waiting);
         Ok(self.running.acquire().await.expect("the semaphore is never closed"))
-    }
-
-    /// The context in which a plan runs that was made without a [`session`](Self::session): nothing is copied for it.
-    pub(crate) fn task(&self) -> Arc<TaskContext> {
-        Arc::clone(&self.task)
     }
 
     /// A state with exactly these tables.

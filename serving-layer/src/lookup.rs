@@ -1,36 +1,41 @@
-//! Lookups by all key values: compiled once per view, without planning SQL for each request.
-
-use std::sync::Arc;
+//! Lookups of a few groups by their keys: compiled once per view, without planning SQL for each request.
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use datafusion::common::ScalarValue;
-use datafusion::execution::TaskContext;
-use datafusion::logical_expr::{Expr, ident, lit};
+use datafusion::logical_expr::Operator;
 use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr as SqlExpr, Ident, Value as SqlValue};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
 use watershed_shared::clock;
 use watershed_shared::mutant::{self, Mutant};
+use watershed_shared::run::{KeyBounds, slice};
 
 use crate::ask::{Answer, Ask, Meta};
 use crate::engine::{Engine, Failure, Rows, failure};
 use crate::error::{Code, Error, Result};
 use crate::front::ViewAnswer;
-use crate::merged::{key_bounds, slice};
 use crate::serving::Serving;
 use crate::sql::Select;
 
+/// Groups' states that are merged by the compiled plan at most; more are SQL's, which spills.
+const MAX_STATES: usize = 2_000;
+/// Groups of one run that may have to be looked at for that.
+const MAX_LOOKED_AT: usize = 32_768;
+
+/// `column <operator> literal`.
+type Comparison = (String, Operator, SqlValue);
+
 impl Serving {
-    /// Answers `where` that names all of the view's keys, each equal to a literal; `None`: it is another request, to
-    /// be answered by SQL.
+    /// Answers `where` that compares the view's keys with literals so that few groups are left: equal on a prefix of
+    /// them, a range on at most one more. `None`: it is another request, to be answered by SQL.
     pub(crate) async fn lookup(&self, view: &str, select: &Select, ask: &Ask) -> Result<Option<Answer>> {
         let Some(filter) = &select.filter else { return Ok(None) };
         if select.columns.is_some() || select.order.is_some() || select.limit == Some(0) || ask.generation.is_some() {
             return Ok(None);
         }
-        let Some(equalities) = equalities(filter) else { return Ok(None) };
+        let Some(comparisons) = comparisons(filter) else { return Ok(None) };
         let stream = &self.view(view)?.stream;
         let wait_for = ask.wait_for.get(stream);
         let answer = self.at_one_position(stream, &[view], wait_for, ask.deadline).await?.remove(0);
@@ -38,73 +43,67 @@ impl Serving {
         if answer.retain.is_some() || answer.reads_master() {
             return Ok(None);
         }
-        let Some(keys) = key_values(&answer, &equalities) else { return Ok(None) };
+        let Some(bounds) = bounds(&answer, &comparisons) else { return Ok(None) };
         let meta = answer.meta(clock::now());
         if ask.min_complete && !meta.complete {
             return Ok(None);
         }
         let _turn = Engine::until(ask.deadline, self.inner.engine.turn()).await?;
-        let task = self.inner.engine.task();
-        let found = self.inner.engine.on_threads("lookup", async move { find(&answer, keys, task).await });
+        let found = self.inner.engine.on_threads("lookup", async move { find(&answer, &bounds).await });
         let found = tokio::time::timeout_at(ask.deadline, found).await;
-        let rows = match found.map_err(|_| Error::new(Code::Timeout, "the lookup took longer than its timeout_ms"))? {
-            Ok(rows) => rows,
-            Err(Failure::Answer(error)) => return Err(error),
-            // The general way begins again with another answer.
-            Err(Failure::FileGone(_)) => return Ok(None),
-        };
+        let mut rows =
+            match found.map_err(|_| Error::new(Code::Timeout, "the lookup took longer than its timeout_ms"))? {
+                Ok(Some(rows)) => rows,
+                Err(Failure::Answer(error)) => return Err(error),
+                // The general way begins again with another answer.
+                Ok(None) | Err(Failure::FileGone(_)) => return Ok(None),
+            };
+        if let Some(limit) = select.limit {
+            rows.batches.iter_mut().for_each(|batch| *batch = batch.slice(0, batch.num_rows().min(limit)));
+        }
         let meta = Meta { views: [(view.to_owned(), meta)].into_iter().collect(), ..Meta::default() };
         Ok(Some(Answer { rows, meta }))
     }
 }
 
-/// The group with these key values, finished.
-async fn find(
-    answer: &ViewAnswer,
-    keys: Vec<ScalarValue>,
-    task: Arc<TaskContext>,
-) -> std::result::Result<Rows, Failure> {
-    let schema = answer.compiled.state_schema();
-    let filters: Vec<Expr> =
-        keys.iter().zip(schema.fields()).map(|(value, key)| ident(key.name()).eq(lit(value.clone()))).collect();
-    let bounds = key_bounds(&schema, keys.len(), &filters);
-    let mut states: Vec<RecordBatch> = answer.runs.iter().map(|run| slice(&run.states, &bounds)).collect();
+/// The groups within these bounds, finished, in one batch at most; `None` if they are not few.
+async fn find(answer: &ViewAnswer, bounds: &[KeyBounds]) -> std::result::Result<Option<Rows>, Failure> {
+    let mut states: Vec<RecordBatch> = answer.runs.iter().map(|run| slice(&run.states, bounds)).collect();
     if mutant::is(Mutant::LookupWithoutDelta) {
         states.clear();
     }
     if let Some(runs) = &answer.generation_runs {
-        let all: Vec<usize> = (0..schema.fields().len()).collect();
-        let key: Vec<(usize, ScalarValue)> = keys.into_iter().enumerate().collect();
-        let plan = runs.lookup(&task.runtime_env(), &all, &key).map_err(failure)?;
-        states.extend(datafusion::physical_plan::collect(plan, task).await.map_err(failure)?);
+        match runs.few(bounds, MAX_LOOKED_AT).await.map_err(failure)? {
+            Some(batches) => states.extend(batches),
+            None => return Ok(None),
+        }
     }
     states.retain(|batch| batch.num_rows() > 0);
+    if states.iter().map(RecordBatch::num_rows).sum::<usize>() > MAX_STATES {
+        return Ok(None);
+    }
     let output = answer.compiled.output_schema();
     let batches = match states.is_empty() {
         true => Vec::new(),
         false => vec![answer.compiled.finalize(&states).await.map_err(crate::ask::view_failure)?],
     };
-    Ok(Rows { schema: output, batches })
+    Ok(Some(Rows { schema: output, batches }))
 }
 
-/// The value of each key, when `equalities` names exactly all of them once, by literals that mean one value of the
-/// key's type.
-fn key_values(answer: &ViewAnswer, equalities: &[(String, SqlValue)]) -> Option<Vec<ScalarValue>> {
+/// What `comparisons` leave of the keys, when that is one slice of sorted states, exactly: each names a key and a
+/// literal that means one value of the key's type.
+fn bounds(answer: &ViewAnswer, comparisons: &[Comparison]) -> Option<Vec<KeyBounds>> {
     let columns = answer.compiled.key_columns();
-    let count = answer.compiled.key_count();
-    if count == 0 || equalities.len() != count {
-        return None;
-    }
     let schema: SchemaRef = answer.compiled.state_schema();
-    let mut values: Vec<Option<ScalarValue>> = vec![None; count];
-    for (name, literal) in equalities {
+    let mut bounds = vec![KeyBounds::default(); answer.compiled.key_count()];
+    for (name, operator, literal) in comparisons {
         let (_, key) = columns.iter().find(|(column, _)| column == name)?;
-        let value = typed(literal, schema.field(*key).data_type())?;
-        if values[*key].replace(value).is_some() {
-            return None;
-        }
+        bounds[*key].narrow(*operator, typed(literal, schema.field(*key).data_type())?);
     }
-    values.into_iter().collect()
+    let points = bounds.iter().take_while(|key| key.is_point()).count();
+    let used = (points + 1).min(bounds.len());
+    let rest = bounds.split_off(used);
+    (bounds.first().is_some_and(|first| !first.is_open()) && rest.iter().all(KeyBounds::is_open)).then_some(bounds)
 }
 
 /// The literal as a value of the type, where no coercion could mean anything else.
@@ -121,8 +120,8 @@ fn typed(literal: &SqlValue, data_type: &DataType) -> Option<ScalarValue> {
     }
 }
 
-/// `column = literal` and so on, all of them; `None` when there is anything else.
-fn equalities(filter: &str) -> Option<Vec<(String, SqlValue)>> {
+/// The comparisons of a conjunction of them; `None` when there is anything else.
+fn comparisons(filter: &str) -> Option<Vec<Comparison>> {
     let mut parser = Parser::new(&GenericDialect {}).try_with_sql(filter).ok()?;
     let parsed = parser.parse_expr().ok()?;
     if parser.peek_token().token != Token::EOF {
@@ -133,20 +132,28 @@ fn equalities(filter: &str) -> Option<Vec<(String, SqlValue)>> {
     Some(found)
 }
 
-fn collect(expr: &SqlExpr, found: &mut Vec<(String, SqlValue)>) -> Option<()> {
+fn collect(expr: &SqlExpr, found: &mut Vec<Comparison>) -> Option<()> {
     match expr {
         SqlExpr::Nested(inner) => collect(inner, found),
         SqlExpr::BinaryOp { left, op: BinaryOperator::And, right } => {
             collect(left, found)?;
             collect(right, found)
         }
-        SqlExpr::BinaryOp { left, op: BinaryOperator::Eq, right } => {
-            let (name, value) = match (left.as_ref(), right.as_ref()) {
-                (SqlExpr::Identifier(name), SqlExpr::Value(value)) => (name, value),
-                (SqlExpr::Value(value), SqlExpr::Identifier(name)) => (name, value),
+        SqlExpr::BinaryOp { left, op, right } => {
+            let operator = match op {
+                BinaryOperator::Eq => Operator::Eq,
+                BinaryOperator::Lt => Operator::Lt,
+                BinaryOperator::LtEq => Operator::LtEq,
+                BinaryOperator::Gt => Operator::Gt,
+                BinaryOperator::GtEq => Operator::GtEq,
                 _ => return None,
             };
-            found.push((normalized(name), value.value.clone()));
+            let (name, operator, value) = match (left.as_ref(), right.as_ref()) {
+                (SqlExpr::Identifier(name), SqlExpr::Value(value)) => (name, operator, value),
+                (SqlExpr::Value(value), SqlExpr::Identifier(name)) => (name, operator.swap()?, value),
+                _ => return None,
+            };
+            found.push((normalized(name), operator, value.value.clone()));
             Some(())
         }
         _ => None,
@@ -166,14 +173,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_conjunctions_of_equalities_are_lookups() {
-        let found = equalities("Type = 'a''b' AND (1 = \"N\")").unwrap();
-        assert_eq!(found[0], ("type".to_owned(), SqlValue::SingleQuotedString("a'b".into())));
-        assert_eq!(found[1], ("N".to_owned(), SqlValue::Number("1".into(), false)));
+    fn only_conjunctions_of_comparisons_are_lookups() {
+        let found = comparisons("Type = 'a''b' AND (1 = \"N\")").unwrap();
+        assert_eq!(found[0], ("type".to_owned(), Operator::Eq, SqlValue::SingleQuotedString("a'b".into())));
+        assert_eq!(found[1], ("N".to_owned(), Operator::Eq, SqlValue::Number("1".into(), false)));
+        let found = comparisons("a > 1 AND 2 >= a").unwrap();
+        assert_eq!([found[0].1, found[1].1], [Operator::Gt, Operator::LtEq]);
         for other in
-            ["a > 1", "a = 1 OR b = 2", "a = b", "a = 1) UNION", "NOT a = 1", "a = -1", "f(a) = 1", "a = 1 --\n AND"]
+            ["a <> 1", "a = 1 OR b = 2", "a = b", "a = 1) UNION", "NOT a = 1", "a = -1", "f(a) = 1", "a = 1 --\n AND"]
         {
-            assert_eq!(equalities(other), None, "{other}");
+            assert_eq!(comparisons(other), None, "{other}");
         }
     }
 }

@@ -103,14 +103,9 @@ pub(super) async fn live(request: Request, view: String) -> Result<Response> {
 }
 
 async fn read(request: &Request, view: &str, select: &Select) -> Result<Read> {
-    let ask = Ask {
-        query: select.query(view)?,
-        wait_for: BTreeMap::new(),
-        deadline: request.deadline(None),
-        generation: None,
-        min_complete: false,
-    };
-    let answer = request.serving.ask(&ask).await?;
+    let ask =
+        Ask { wait_for: BTreeMap::new(), deadline: request.deadline(None), generation: None, min_complete: false };
+    let answer = request.serving.ask(&select.query(view)?, &ask).await?;
     if answer.rows.count() > DEFAULT_LIMIT_ROWS {
         let message = format!("a live view may have {DEFAULT_LIMIT_ROWS} rows: take fewer with where");
         return Err(Error::bad_parameter("where", message));

@@ -39,7 +39,6 @@ pub(super) async fn view(request: Request, view: String) -> Result<Response> {
         limit: params.get("limit", "a number of rows")?,
     };
     let ask = Ask {
-        query: select.query(&view)?,
         wait_for: wait_for.map(|w| BTreeMap::from([(stream, w)])).unwrap_or_default(),
         deadline: request.deadline(params.get("timeout_ms", "a number of milliseconds")?),
         generation: generation.map(|g| (view.clone(), GenerationId(g))),
@@ -47,7 +46,7 @@ pub(super) async fn view(request: Request, view: String) -> Result<Response> {
     };
     let answered = match request.serving.lookup(&view, &select, &ask).await? {
         Some(answer) => Ok(answer),
-        None => request.serving.ask(&ask).await,
+        None => request.serving.ask(&select.query(&view)?, &ask).await,
     };
     let mut answer = answered.map_err(|error| match error.code {
         // The statement was put together here: its user wrote parameters.
@@ -87,14 +86,14 @@ pub(super) async fn query(request: Request, body: Bytes) -> Result<Response> {
     let params = Params::parse(&request.query, &QUERY_PARAMETERS)?;
     let format = params.format(request.accept.as_deref())?;
     let body: QueryBody = document(&body)?;
+    let query = Query::parse(&body.sql)?;
     let ask = Ask {
-        query: Query::parse(&body.sql)?,
         wait_for: body.wait_for,
         deadline: request.deadline(body.timeout_ms),
         generation: None,
         min_complete: body.min_complete,
     };
-    let answer = request.serving.ask(&ask).await?;
+    let answer = request.serving.ask(&query, &ask).await?;
     encoded(&request.serving, format, answer).await
 }
 

@@ -12,7 +12,7 @@ use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 
-pub(crate) use delta_table::{DeltaTable, key_bounds, slice};
+pub(crate) use delta_table::DeltaTable;
 
 /// All of several tables of one schema: a generation's runs and a delta's.
 ///

@@ -171,6 +171,34 @@ async fn lookups_by_all_keys_answer_as_sql_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranges_of_keys_answer_as_sql_does() {
+    let world = built().await;
+    let (_, all) = world.get("/v1/views/per_hour?order=hour,who").await;
+    let hours: Vec<&str> = rows(&all).iter().map(|r| r["hour"].as_str().unwrap()).collect();
+    let (first, middle) = (hours[0], hours[hours.len() / 2]);
+    for (view, fast, slow) in [
+        ("per_who", "who>='w03' AND who<'w07'".to_owned(), "who||''>='w03' AND who||''<'w07'".to_owned()),
+        ("per_who", "'w03'<who".to_owned(), "'w03'<who||''".to_owned()),
+        ("per_who", "who<='w10' AND who<'w10'".to_owned(), "who||''<'w10'".to_owned()),
+        ("per_who", "who>'w07' AND who<'w03'".to_owned(), "false".to_owned()),
+        ("per_hour", format!("hour<='{middle}'"), format!("hour + INTERVAL '0' HOUR <= '{middle}'")),
+        (
+            "per_hour",
+            format!("hour='{first}' AND who>'w05'"),
+            format!("hour || '' = '{first}' || '' AND who || '' > 'w05'"),
+        ),
+    ] {
+        let encode = |text: &str| text.bytes().map(|b| format!("%{b:02X}")).collect::<String>();
+        let (a, fast_answer) = world.get(&format!("/v1/views/{view}?where={}", encode(&fast))).await;
+        let (b, slow_answer) = world.get(&format!("/v1/views/{view}?where={}", encode(&slow))).await;
+        assert_eq!((a, b), (200, 200), "{fast}: {fast_answer}, {slow}: {slow_answer}");
+        assert_same(rows(&fast_answer), rows(&slow_answer), &fast);
+    }
+    let (_, limited) = world.get("/v1/views/per_who?where=who%3E'w03'&limit=2").await;
+    assert_eq!(rows(&limited).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn filters_on_keys_reach_both_scans() {
     let world = built().await;
     let explain = r#"{"sql": "EXPLAIN SELECT events FROM per_who WHERE who = 'w03'"}"#;

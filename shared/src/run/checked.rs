@@ -36,7 +36,7 @@ impl CheckedRuns {
         Self { schema, runs: Mutex::new(runs) }
     }
 
-    fn check(&self, path: &Path, metadata: &Arc<ParquetMetaData>) -> Result<(), ParquetError> {
+    pub(super) fn check(&self, path: &Path, metadata: &Arc<ParquetMetaData>) -> Result<(), ParquetError> {
         let id = {
             let runs = self.runs.lock();
             match runs.iter().find(|(p, _, _)| p == path) {

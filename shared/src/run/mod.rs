@@ -3,9 +3,11 @@
 //! A generation's runs are Parquet files in the storage ([`write_run`], [`RunsTable`]); the delta's are record batches,
 //! which the speed layer keeps in its store ([`ipc`]).
 
+mod bounds;
 mod checked;
 mod error;
 mod event_errors;
+mod few;
 pub mod ipc;
 mod meta;
 mod order;
@@ -15,6 +17,7 @@ mod tests;
 mod upload;
 mod write;
 
+pub use bounds::{KeyBounds, key_bounds, key_conjunct, slice};
 pub use error::Error;
 pub use event_errors::{event_error_schema, event_errors_to_batch, write_event_errors};
 pub use meta::{EventError, RunMeta};

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use chrono::DateTime;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::stats::Precision;
-use datafusion::common::{DFSchema, ScalarValue, Statistics, plan_err};
+use datafusion::common::{DFSchema, DataFusionError, Statistics};
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::parquet::CachedParquetFileReaderFactory;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
@@ -15,17 +16,19 @@ use datafusion::datasource::source::DataSourceExec;
 use datafusion::error::Result;
 use datafusion::execution::runtime_env::RuntimeEnv;
 use datafusion::logical_expr::utils::conjunction;
-use datafusion::logical_expr::{Expr, Operator, TableProviderFilterPushDown, TableType};
-use datafusion::physical_expr::expressions::{BinaryExpr, Column, IsNullExpr, Literal};
-use datafusion::physical_expr::utils::conjunction_opt;
+use datafusion::logical_expr::{Expr, TableProviderFilterPushDown, TableType};
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
-use datafusion::physical_plan::filter::FilterExecBuilder;
+use futures::future::try_join_all;
 use object_store::ObjectMeta;
 use object_store::path::Path;
+use tokio::sync::OnceCell;
 
+use super::bounds::KeyBounds;
 use super::checked::{CheckedReaders, CheckedRuns};
+use super::few::RunIndex;
 use super::order::{SORT_OPTIONS, has_statistics};
 use super::{Error, RunMeta};
 use crate::storage::Storage;
@@ -34,7 +37,7 @@ use crate::storage::Storage;
 const MAX_ORDERED_RUNS: usize = 64;
 
 /// Read from a file's end at once: the footer and page index of a run of some million groups.
-const METADATA_SIZE_HINT: usize = 64 << 10;
+pub(super) const METADATA_SIZE_HINT: usize = 64 << 10;
 
 /// The states of a list of runs, as one table.
 ///
@@ -51,6 +54,8 @@ pub struct RunsTable {
     runs: Vec<(Path, RunMeta)>,
     keys: usize,
     readers: Arc<CheckedRuns>,
+    /// Of each run, read when it is first asked for a few groups.
+    indexes: Vec<OnceCell<RunIndex>>,
 }
 
 impl RunsTable {
@@ -71,7 +76,8 @@ impl RunsTable {
             .collect::<Result<Vec<_>, _>>()?;
         let files = runs.iter().map(|(path, run)| (path.clone(), run.id.clone()));
         let readers = Arc::new(CheckedRuns::new(SchemaRef::clone(&schema), files));
-        Ok(Arc::new(Self { storage: storage.clone(), schema, runs, keys, readers }))
+        let indexes = runs.iter().map(|_| OnceCell::new()).collect();
+        Ok(Arc::new(Self { storage: storage.clone(), schema, runs, keys, readers, indexes }))
     }
 
     /// Whether statistics of the files can tell that a filter excludes rows.
@@ -86,52 +92,24 @@ impl RunsTable {
             })
     }
 
-    /// A plan that yields the rows whose key columns equal these values by SQL's `=` (-0.0 equals 0.0), where NULL equals
-    /// NULL; a key column that is not named may have any. It is made without the planner: a lookup costs what it reads.
+    /// The groups of each run within `bounds`, read without a plan: it costs what they and the rest of their pages cost.
+    /// `None` if that takes a look at more than `max_rows` groups of one run.
     ///
-    /// `key`: indices of key columns and values of exactly their types. The rows have the columns of `projection`, in
-    /// its order; a partition per run, in no order.
+    /// `bounds`: of the first key columns; points, then anything on at most one more. The batches are sorted each; a
+    /// group stands in as many of them as runs have it.
     ///
     /// # Errors
-    /// If a column is no key, or a value has another type.
-    pub fn lookup(
-        &self,
-        runtime: &Arc<RuntimeEnv>,
-        projection: &[usize],
-        key: &[(usize, ScalarValue)],
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        for (column, value) in key {
-            if *column >= self.keys || value.data_type() != *self.schema.field(*column).data_type() {
-                return plan_err!("not a value of a key column. column=`{column}`, value=`{value:?}`");
-            }
-        }
-        let equals = |index: usize, column: usize, value: &ScalarValue| -> Arc<dyn PhysicalExpr> {
-            let column = Arc::new(Column::new(self.schema.field(column).name(), index));
-            match value.is_null() {
-                true => Arc::new(IsNullExpr::new(column)),
-                false => Arc::new(BinaryExpr::new(column, Operator::Eq, Arc::new(Literal::new(value.clone())))),
-            }
-        };
-        let prunable = key.iter().filter(|(column, _)| has_statistics(self.schema.field(*column).data_type()));
-        let pruning = conjunction_opt(prunable.map(|(column, value)| equals(*column, *column, value)));
-        // The columns wanted, then those that only the filter needs.
-        let mut read = projection.to_vec();
-        let mut exact = Vec::with_capacity(key.len());
-        for (column, value) in key {
-            let index = read.iter().position(|c| c == column).unwrap_or_else(|| {
-                read.push(*column);
-                read.len() - 1
-            });
-            exact.push(equals(index, *column, value));
-        }
-        let scan = self.source(runtime, 1, Some(&read), pruning, None)?;
-        match conjunction_opt(exact) {
-            None => Ok(scan),
-            Some(exact) => {
-                let wanted = (0..projection.len()).collect();
-                Ok(Arc::new(FilterExecBuilder::new(exact, scan).apply_projection(Some(wanted))?.build()?))
-            }
-        }
+    /// As a scan's.
+    pub async fn few(&self, bounds: &[KeyBounds], max_rows: usize) -> Result<Option<Vec<RecordBatch>>> {
+        let reads = self.runs.iter().zip(&self.indexes).map(async |((path, run), index)| {
+            let open = || {
+                let check = |metadata: &_| self.readers.check(path, metadata);
+                RunIndex::open(self.storage.store(), path, run.size_bytes, (&self.schema, self.keys), check)
+            };
+            index.get_or_try_init(open).await?.read(bounds, max_rows).await
+        });
+        let read = try_join_all(reads).await.map_err(|e| DataFusionError::ParquetError(Box::new(e)))?;
+        Ok(read.into_iter().collect::<Option<Vec<_>>>().map(|batches| batches.concat()))
     }
 
     /// `filter` only leaves out row groups and pages.

@@ -12,7 +12,7 @@ use datafusion::datasource::MemTable;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, collect, displayable};
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::{SessionConfig, SessionContext, col, lit};
 use object_store::path::Path;
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -286,68 +286,80 @@ async fn a_point_read_touches_one_row_group_and_few_pages() {
 }
 
 #[tokio::test]
-async fn a_lookup_finds_the_rows_of_a_key_in_all_runs() {
-    let storage = Storage::memory();
+async fn a_few_groups_are_read_from_all_runs() {
+    let faulty = Faulty::new(Storage::memory().store(), 1, FaultRates::default());
+    let storage = Storage::over(Url::parse("memory:///").unwrap(), Arc::new(faulty.clone()), Settings::default());
     let states = hourly(1_000);
-    let runs = vec![
-        write(&storage, 2, std::slice::from_ref(&states)).await.unwrap(),
-        write(&storage, 2, &[states.slice(12_000, 500)]).await.unwrap(),
-    ];
-    let table = RunsTable::new(&storage, states.schema(), runs, 2).unwrap();
-    let context = session(1);
-    let hour = |row: usize| ScalarValue::try_from_array(states.column(0), row).unwrap();
-    let name = |text: &str| ScalarValue::from(text);
-    for (projection, key, wanted) in [
-        (
-            vec![0, 1, 2],
-            vec![(0, hour(12_207)), (1, name("type07"))],
-            [states.slice(12_207, 1), states.slice(12_207, 1)].to_vec(),
-        ),
-        (
-            vec![2],
-            vec![(1, name("type07")), (0, hour(12_207))],
-            [states.slice(12_207, 1), states.slice(12_207, 1)].to_vec(),
-        ),
-        (vec![2, 0], vec![(0, hour(11_950))], vec![states.slice(11_950, 50)]),
-        (vec![1], vec![(1, name("none"))], vec![]),
-        (vec![1], vec![(0, hour(0)), (1, ScalarValue::Utf8(None))], vec![]),
+    let runs = [states.clone(), states.slice(12_000, 500)];
+    let written = [write(&storage, 2, &runs[..1]).await.unwrap(), write(&storage, 2, &runs[1..]).await.unwrap()];
+    let table = RunsTable::new(&storage, states.schema(), written.to_vec(), 2).unwrap();
+    let hour = |h: i64| lit(ScalarValue::TimestampMicrosecond(Some(h * 3_600_000_000), Some("UTC".into())));
+    let calls = || faulty.calls("get") + faulty.calls("get ranges");
+    for (filters, looked_at) in [
+        (vec![col("hour").eq(hour(244)), col("type").eq(lit("type07"))], 2 * 512),
+        (vec![col("hour").eq(hour(244)), col("type").gt(lit("type07")), col("type").lt_eq(lit("type40"))], 2 * 512),
+        (vec![col("hour").eq(hour(239))], 2 * 512),
+        (vec![col("hour").gt_eq(hour(238)), col("hour").lt(hour(242))], 2 * 512),
+        (vec![col("hour").lt(hour(3))], 512),
+        (vec![col("hour").gt(hour(1_200))], 0),
+        (vec![col("hour").eq(hour(3)), col("type").eq(lit("none"))], 512),
     ] {
-        let plan = table.lookup(&context.runtime_env(), &projection, &key).unwrap();
-        let rows = collect(Arc::clone(&plan), context.task_ctx()).await.unwrap();
-        let wanted = concat_batches(&states.schema(), &wanted).unwrap().project(&projection).unwrap();
-        assert_eq!(concat_batches(&wanted.schema(), &rows).unwrap(), wanted, "{key:?}");
-        if key.len() == 2 {
-            assert!(scanned(&plan).0 <= 4 * 512, "{key:?}");
-        }
+        let bounds = key_bounds(&states.schema(), 2, &filters);
+        let before = calls();
+        let found = table.few(&bounds, looked_at).await.unwrap().expect("no more pages are looked at than that");
+        assert!(calls() - before <= 2 * 4, "metadata is read once: {}", calls() - before);
+        let wanted = runs.each_ref().map(|run| slice(run, &bounds));
+        let wanted = concat_batches(&states.schema(), &wanted).unwrap();
+        assert_eq!(concat_batches(&states.schema(), &found).unwrap(), wanted, "{filters:?}");
     }
-    let all = table.lookup(&context.runtime_env(), &[0], &[]).unwrap();
-    let rows = collect(all, context.task_ctx()).await.unwrap();
-    assert_eq!(rows.iter().map(RecordBatch::num_rows).sum::<usize>(), 50_500);
-    for key in [(2, ScalarValue::from(1)), (1, ScalarValue::from(1)), (0, ScalarValue::Null)] {
-        table.lookup(&context.runtime_env(), &[0], &[key]).unwrap_err();
-    }
+    let wide = key_bounds(&states.schema(), 2, &[col("hour").gt(hour(10))]);
+    assert_eq!(table.few(&wide, 10_000).await.unwrap(), None);
+    assert_eq!(faulty.calls("list"), 0);
 }
 
-/// NULL is a key like any other, also of a column without statistics.
+/// Sorted states with NULL, and some that are large, whose keys are read first.
 #[tokio::test]
-async fn a_lookup_finds_null_and_floats() {
+async fn any_few_groups_are_those_of_the_states_in_memory() {
     let storage = Storage::memory();
-    let f = Float64Array::from(vec![None, None, Some(-0.0), Some(0.0), Some(1.5), Some(f64::NAN)]);
-    let s = StringArray::from(vec![None, Some("a"), Some("a"), Some("a"), None, Some("a")]);
-    let v = Int64Array::from_iter_values(0..6);
-    let columns: Vec<(&str, ArrayRef, bool)> =
-        vec![("f", Arc::new(f), true), ("s", Arc::new(s), true), ("v", Arc::new(v), false)];
-    let states = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
-    let run = write(&storage, 2, std::slice::from_ref(&states)).await.unwrap();
-    let table = RunsTable::new(&storage, states.schema(), vec![run], 2).unwrap();
-    let context = session(1);
-    for row in 0..6 {
-        let key: Vec<_> = (0..2).map(|c| (c, ScalarValue::try_from_array(states.column(c), row).unwrap())).collect();
-        let plan = table.lookup(&context.runtime_env(), &[0, 1, 2], &key).unwrap();
-        let rows = collect(plan, context.task_ctx()).await.unwrap();
-        // To SQL's `=`, -0.0 and 0.0 are one value.
-        let wanted = if row == 2 || row == 3 { states.slice(2, 2) } else { states.slice(row, 1) };
-        assert_eq!(concat_batches(&states.schema(), &rows).unwrap(), wanted, "{key:?}");
+    for seed in 0..40 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut keys: Vec<(Option<i64>, Option<String>)> = (0..rng.random_range(1..6_000))
+            .map(|_| {
+                let number = rng.random_bool(0.95).then(|| rng.random_range(0..40));
+                (number, rng.random_bool(0.95).then(|| format!("{:03}", rng.random_range(0..400))))
+            })
+            .collect();
+        keys.sort();
+        keys.dedup();
+        let large = if rng.random_bool(0.5) { 1_200 } else { 8 };
+        let state = BinaryArray::from_iter_values(keys.iter().map(|_| {
+            let mut value = vec![0; large];
+            rng.fill_bytes(&mut value);
+            value
+        }));
+        let columns: Vec<(&str, ArrayRef, bool)> = vec![
+            ("n", Arc::new(keys.iter().map(|k| k.0).collect::<Int64Array>()), true),
+            ("s", Arc::new(keys.iter().map(|k| k.1.clone()).collect::<StringArray>()), true),
+            ("state", Arc::new(state), false),
+        ];
+        let states = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
+        let run = write(&storage, 2, std::slice::from_ref(&states)).await.unwrap();
+        let table = RunsTable::new(&storage, states.schema(), vec![run], 2).unwrap();
+        for _ in 0..20 {
+            let number = rng.random_range(-1..41_i64);
+            let text = format!("{:03}", rng.random_range(0..400));
+            let filters = match rng.random_range(0..5) {
+                0 => vec![col("n").eq(lit(number)), col("s").eq(lit(text))],
+                1 => vec![col("n").eq(lit(number)), col("s").lt_eq(lit(text))],
+                2 => vec![col("n").eq(lit(number)), col("s").gt(lit(text))],
+                3 => vec![col("n").lt(lit(number))],
+                _ => vec![col("n").gt_eq(lit(number)), col("n").lt(lit(number + 3))],
+            };
+            let bounds = key_bounds(&states.schema(), 2, &filters);
+            let found = table.few(&bounds, usize::MAX).await.unwrap().unwrap();
+            let found = concat_batches(&states.schema(), &found).unwrap();
+            assert_eq!(found, slice(&states, &bounds), "seed {seed}, {filters:?}");
+        }
     }
 }
 
