@@ -4,7 +4,7 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::Operator;
-use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr as SqlExpr, Ident, Value as SqlValue};
+use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr as SqlExpr, Ident, UnaryOperator, Value as SqlValue};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
@@ -149,13 +149,26 @@ fn collect(expr: &SqlExpr, found: &mut Vec<Comparison>) -> Option<()> {
                 _ => return None,
             };
             let (name, operator, value) = match (left.as_ref(), right.as_ref()) {
-                (SqlExpr::Identifier(name), SqlExpr::Value(value)) => (name, operator, value),
-                (SqlExpr::Value(value), SqlExpr::Identifier(name)) => (name, operator.swap()?, value),
+                (SqlExpr::Identifier(name), value) => (name, operator, literal(value)?),
+                (value, SqlExpr::Identifier(name)) => (name, operator.swap()?, literal(value)?),
                 _ => return None,
             };
-            found.push((normalized(name), operator, value.value.clone()));
+            found.push((normalized(name), operator, value));
             Some(())
         }
+        _ => None,
+    }
+}
+
+fn literal(expr: &SqlExpr) -> Option<SqlValue> {
+    match expr {
+        SqlExpr::Value(value) => Some(value.value.clone()),
+        SqlExpr::UnaryOp { op: UnaryOperator::Minus, expr } => match literal(expr)? {
+            SqlValue::Number(digits, long) if !digits.starts_with('-') => {
+                Some(SqlValue::Number(format!("-{digits}"), long))
+            }
+            _ => None,
+        },
         _ => None,
     }
 }
@@ -177,10 +190,11 @@ mod tests {
         let found = comparisons("Type = 'a''b' AND (1 = \"N\")").unwrap();
         assert_eq!(found[0], ("type".to_owned(), Operator::Eq, SqlValue::SingleQuotedString("a'b".into())));
         assert_eq!(found[1], ("N".to_owned(), Operator::Eq, SqlValue::Number("1".into(), false)));
-        let found = comparisons("a > 1 AND 2 >= a").unwrap();
+        let found = comparisons("a > 1 AND -2 >= a").unwrap();
         assert_eq!([found[0].1, found[1].1], [Operator::Gt, Operator::LtEq]);
+        assert_eq!(found[1].2, SqlValue::Number("-2".into(), false));
         for other in
-            ["a <> 1", "a = 1 OR b = 2", "a = b", "a = 1) UNION", "NOT a = 1", "a = -1", "f(a) = 1", "a = 1 --\n AND"]
+            ["a <> 1", "a = 1 OR b = 2", "a = b", "a = 1) UNION", "NOT a = 1", "a = - -1", "f(a) = 1", "a = 1 --\n AND"]
         {
             assert_eq!(comparisons(other), None, "{other}");
         }

@@ -569,15 +569,28 @@ impl<'a> Case<'a> {
         for index in 0..self.views.len() {
             let view = &self.views[index];
             if view.case.by_k && self.random.random_bool(0.5) {
-                let k = self.random.random_range(-3..6);
-                let body = self.client().view_where(self.views[index].name(), &format!("k = {k}"));
-                self.compare_where(index, &body, &|row| row["k"] == json!(k));
-                self.coverage.count("lookups by key", 1);
+                self.lookup(index);
             } else {
                 let body = self.client().view(view.name());
                 self.compare(index, &body);
             }
         }
+    }
+
+    /// Asks for the groups of one key, or of a range of keys.
+    fn lookup(&mut self, index: usize) {
+        let (low, high) = (self.random.random_range(-3..6), self.random.random_range(-3..8));
+        let (filter, wanted, what): (_, fn(i64, i64, i64) -> bool, _) = match self.random.random_range(0..6) {
+            0 | 1 => (format!("k = {low}"), |k, low, _| k == low, "lookups by key"),
+            2 => (format!("k >= {low} AND k < {high}"), |k, low, high| low <= k && k < high, "lookups by range"),
+            3 => (format!("{low} < k AND k <= {high}"), |k, low, high| low < k && k <= high, "lookups by range"),
+            4 => (format!("k < {high}"), |k, _, high| k < high, "lookups by range"),
+            _ => (format!("k > {low}"), |k, low, _| k > low, "lookups by range"),
+        };
+        let body = self.client().view_where(self.views[index].name(), &filter);
+        // Of NULL no comparison is true.
+        self.compare_where(index, &body, &|row| row["k"].as_i64().is_some_and(|k| wanted(k, low, high)));
+        self.coverage.count(what, 1);
     }
 
     fn compare(&mut self, index: usize, body: &Value) -> super::view::Found {

@@ -18,6 +18,7 @@ const WANTED: &[&str] = &[
     "answers after a change of the definition",
     "answers by a superseded definition",
     "lookups by key",
+    "lookups by range",
     "cancelled builds",
     "superseded definitions that stayed away",
     "json streams",
