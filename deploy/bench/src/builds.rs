@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use datafusion::prelude::{ParquetReadOptions, SessionConfig, SessionContext};
-use serde_json::Value;
 use watershed_shared::clock::Instant;
 
 use crate::events::{BY_MINUTE, BY_USER, Shape};
@@ -34,14 +33,13 @@ pub(crate) async fn run(bench: &Bench) -> Result<Outcome> {
     };
     let platform = Platform::start(&bench.program, &setup).await?;
     platform.archived(&topic.expect_records(count)?).await?;
-    let table_dir = platform.data_dir().join("storage/streams/events");
 
     let (mut ours, mut cpu, mut datafusion, mut duckdb) = <(Samples, Samples, Samples, Samples)>::default();
     for run in 0..bench.runs {
         let before = platform.cpu_seconds()?;
         push(&mut ours, platform.build("by_minute", "rebuild").await?);
         cpu.push((platform.cpu_seconds()? - before) / (count as f64 / 1e6));
-        let files = live_files(&table_dir)?;
+        let files = platform.master_files()?;
         push(&mut datafusion, in_datafusion(&files, count).await?);
         if let Some(python) = &bench.python {
             push(&mut duckdb, in_duckdb(python, &files, count)?);
@@ -101,38 +99,11 @@ async fn check(platform: &Platform, ends: &BTreeMap<i32, i64>, events: u64) -> R
     Ok(())
 }
 
-/// The files that the Delta table at `dir` consists of now.
-fn live_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let log = dir.join("_delta_log");
-    let entries = std::fs::read_dir(&log).with_context(|| format!("read {}", log.display()))?;
-    let mut commits: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
-    commits.retain(|path| path.extension().is_some_and(|e| e == "json"));
-    // Their names are numbers of one length.
-    commits.sort();
-    let mut files = std::collections::BTreeSet::new();
-    for commit in commits {
-        let text = std::fs::read_to_string(&commit)?;
-        for line in text.lines() {
-            let action: Value = serde_json::from_str(line)?;
-            if let Some(path) = action["add"]["path"].as_str() {
-                files.insert(path.to_owned());
-            }
-            if let Some(path) = action["remove"]["path"].as_str() {
-                files.remove(path);
-            }
-        }
-    }
-    ensure!(!files.is_empty(), "{} names no file", log.display());
-    Ok(files.into_iter().map(|file| dir.join(file)).collect())
-}
-
 /// The view's SQL in plain DataFusion with its own defaults; the plan is part of it, as it is of a build.
 async fn in_datafusion(files: &[PathBuf], events: u64) -> Result<Duration> {
     let started = Instant::now();
     let context = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(BUILD_THREADS));
-    let paths: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
-    let events_table = context.read_parquet(paths, ParquetReadOptions::default()).await?;
-    context.register_table("events", events_table.into_view())?;
+    register_events(&context, files).await?;
     let batches = context.sql(BY_MINUTE).await?.collect().await?;
     let took = started.elapsed();
     let counted: i64 = batches
@@ -145,6 +116,14 @@ async fn in_datafusion(files: &[PathBuf], events: u64) -> Result<Duration> {
         .sum();
     ensure!(counted == i64::try_from(events)?, "DataFusion counts {counted} events, not {events}");
     Ok(took)
+}
+
+/// Lets `context` read the files of a master dataset as the table `events`.
+pub(crate) async fn register_events(context: &SessionContext, files: &[PathBuf]) -> Result<()> {
+    let paths: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+    let events = context.read_parquet(paths, ParquetReadOptions::default()).await?;
+    context.register_table("events", events.into_view())?;
+    Ok(())
 }
 
 /// The same aggregates in DuckDB; the time of the query alone.

@@ -1,6 +1,6 @@
 //! The program `watershed` as a process, asked over HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -141,12 +141,30 @@ impl Platform {
         self.client.clone()
     }
 
-    /// A whole view as Parquet, ordered by a column.
-    pub(crate) async fn parquet(&self, view: &str, order: &str) -> Result<Vec<u8>> {
-        let Client { url, http } = &self.client;
-        let request = http.get(format!("{url}/v1/views/{view}")).timeout(PATIENCE);
-        let request = request.query(&[("format", "parquet"), ("order", order), ("limit", "100000000")]);
-        Ok(request.send().await?.error_for_status()?.bytes().await?.to_vec())
+    /// The files that the master dataset consists of now.
+    pub(crate) fn master_files(&self) -> Result<Vec<PathBuf>> {
+        let dir = self.data_dir().join("storage/streams/events");
+        let log = dir.join("_delta_log");
+        let entries = std::fs::read_dir(&log).with_context(|| format!("read {}", log.display()))?;
+        let mut commits: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<_>>()?;
+        commits.retain(|path| path.extension().is_some_and(|e| e == "json"));
+        // Their names are numbers of one length.
+        commits.sort();
+        let mut files = BTreeSet::new();
+        for commit in commits {
+            let text = std::fs::read_to_string(&commit)?;
+            for line in text.lines() {
+                let action: Value = serde_json::from_str(line)?;
+                if let Some(path) = action["add"]["path"].as_str() {
+                    files.insert(path.to_owned());
+                }
+                if let Some(path) = action["remove"]["path"].as_str() {
+                    files.remove(path);
+                }
+            }
+        }
+        ensure!(!files.is_empty(), "{} names no file", log.display());
+        Ok(files.into_iter().map(|file| dir.join(file)).collect())
     }
 
     /// Runs SQL once the stream's position has reached `offsets`.
