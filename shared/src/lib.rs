@@ -2,6 +2,7 @@
 
 pub mod abort_point;
 pub mod archive;
+pub mod background;
 pub mod builds;
 pub mod catalog;
 pub mod clock;

@@ -18,6 +18,7 @@ use futures::TryStreamExt;
 use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use tracing::warn;
+use watershed_shared::background;
 use watershed_shared::builds::BuildStatus;
 use watershed_shared::catalog::{Definition, Rejected, ViewEvent, ViewState};
 use watershed_shared::clock;
@@ -143,23 +144,28 @@ async fn write(
     status: Option<&mut BuildStatus>,
 ) -> Result<(RunMeta, u64)> {
     let physical = context.state().create_physical_plan(&plan).await?;
-    let stream = execute_stream(Arc::clone(&physical), context.task_ctx())?;
-    let stream: SendableRecordBatchStream = match keeps {
-        Keeps::States => stream,
-        Keeps::Failures => {
-            let schema = stream.schema();
-            Box::pin(RecordBatchStreamAdapter::new(schema, stream.map_ok(|batch| batch.slice(0, 0))))
-        }
-    };
     let id = RunId::unique();
     let options = RunOptions::new(id.clone(), definition.hash.clone(), coverage.clone());
     let path = paths::run(&target.view, &definition.hash, &id);
-    let writing = write_run(&inner.storage, &path, stream, compiled.key_count(), &options);
+    let (running, task, storage, keys) =
+        (Arc::clone(&physical), context.task_ctx(), inner.storage.clone(), compiled.key_count());
+    let file = path.clone();
+    let writing = background::run(async move {
+        let stream = execute_stream(running, task)?;
+        let stream: SendableRecordBatchStream = match keeps {
+            Keeps::States => stream,
+            Keeps::Failures => {
+                let schema = stream.schema();
+                Box::pin(RecordBatchStreamAdapter::new(schema, stream.map_ok(|batch| batch.slice(0, 0))))
+            }
+        };
+        anyhow::Ok(write_run(&storage, &file, stream, keys, &options).await?)
+    });
     tokio::pin!(writing);
     let mut status = status;
     let file = loop {
         tokio::select! {
-            file = &mut writing => break file?,
+            file = &mut writing => break file.context("the plan panicked")??,
             () = clock::sleep(PROGRESS_INTERVAL) => {
                 if let Some(status) = status.as_deref_mut() {
                     status.progress.events_read = events_read(physical.as_ref());

@@ -23,7 +23,7 @@ use super::table::{Change, Committed, Table};
 use super::write::{indexed_columns, put, writer_properties};
 use super::{DataFile, Error, MasterDataset, MasterSnapshot, reload};
 use crate::offsets::{Cut, OffsetRange, PartitionId};
-use crate::{abort_point, clock, paths};
+use crate::{abort_point, background, clock, paths};
 
 /// Which files may be compacted, and into what.
 #[derive(Debug, Clone)]
@@ -163,7 +163,7 @@ impl MasterDataset {
                 });
             }
             rows += found;
-            let encoded = tokio::task::spawn_blocking(move || {
+            let encoded = background::run_blocking(move || {
                 batches.iter().try_for_each(|batch| writer.write(batch))?;
                 Ok::<_, parquet::errors::ParquetError>(writer)
             });

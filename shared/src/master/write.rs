@@ -20,10 +20,10 @@ use uuid::Uuid;
 
 use super::Error;
 use super::file::{Stats, in_common_calendar};
-use crate::clock;
 use crate::offsets::PartitionId;
 use crate::record::{DATE, EVENT_TIME_MAX, OFFSET, TIMESTAMP};
 use crate::storage::Storage;
+use crate::{background, clock};
 
 /// Rows between two places from which a reader can start.
 const ROW_GROUP_ROWS: usize = 256 * 1024;
@@ -97,8 +97,8 @@ pub(super) async fn write(
             let schema = SchemaRef::clone(&schema);
             async move {
                 let (partition, date) = (rows.partition, rows.date);
-                let encoded = tokio::task::spawn_blocking(move || encode(schema, event_time, &rows.batches));
-                let (bytes, stats) = encoded.await.map_err(|e| Error::Encode(Box::new(e)))??;
+                let encoded = background::run_blocking(move || encode(schema, event_time, &rows.batches)).await;
+                let (bytes, stats) = encoded.map_err(|e| Error::Encode(Box::new(e)))??;
                 put(storage, table, partition, date, bytes, stats).await
             }
         })
