@@ -12,7 +12,7 @@ use deltalake_core::kernel::Add;
 use futures::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
-use parquet::basic::{Compression, ZstdLevel};
+use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
@@ -166,8 +166,11 @@ pub(super) fn writer_properties(schema: &SchemaRef) -> WriterProperties {
         .set_statistics_enabled(EnabledStatistics::Page)
         .set_created_by(concat!("watershed ", env!("CARGO_PKG_VERSION")).to_owned());
     for column in [OFFSET, TIMESTAMP, EVENT_TIME_MAX] {
-        // Nearly all of these values are different: a dictionary is built in vain.
-        properties = properties.set_column_dictionary_enabled(ColumnPath::from(column), false);
+        // Nearly all of these values are different, so a dictionary is built in vain; they ascend by little.
+        let column = ColumnPath::from(column);
+        properties = properties
+            .set_column_dictionary_enabled(column.clone(), false)
+            .set_column_encoding(column, Encoding::DELTA_BINARY_PACKED);
     }
     // The columns up to `_offset` are flat, so its index is that of the Parquet leaf.
     if let Ok(offset) = schema.index_of(OFFSET)
