@@ -24,7 +24,7 @@ use self::coverage::Coverage;
 use crate::harness::Broker;
 
 /// The seeds of the test command.
-pub(crate) const SEEDS: u64 = 40;
+pub(crate) const SEEDS: u64 = 200;
 /// Cases that run at the same time: they wait more than they compute.
 pub(crate) const AT_A_TIME: usize = 6;
 /// Of the cases whose roles are processes of their own: each is four of them.
