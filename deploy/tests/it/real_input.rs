@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use serde_json::Value;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use serde_json::{Value, json};
 
-use crate::harness::{Running, shared_data};
+use crate::harness::{Broker, Running, shared_data};
 
 const PATIENCE: Duration = Duration::from_secs(300);
 const CONFIG: &str = include_str!("../real_input/watershed.toml");
@@ -72,6 +74,65 @@ fn real_data_gives_the_answers_that_an_independent_engine_counts_from_the_raw_fi
     running.stop();
     let said = python("tables.py", &[&data, &dir.path().join("data/storage"), &spark_jars()]);
     println!("read by Spark:\n{said}");
+}
+
+/// Kills at any moment, while real events come in and builds run: none is lost, none counted twice.
+#[test]
+fn real_data_is_counted_once_however_often_the_program_is_killed_at_random() {
+    const KILLS: usize = 8;
+    const RECORDS: i64 = 39_244;
+    let data = shared_data();
+    let recounted = recount(&data);
+    let broker = Broker::start();
+    let dir = tempfile::tempdir().unwrap();
+    let streams = &CONFIG[CONFIG.find("[stream.wikipedia]").unwrap()..CONFIG.find("[stream.moby]").unwrap()];
+    let config = format!("{}{streams}", broker.config("300 ms", "commit_interval = \"50 ms\""));
+    let mut random = StdRng::seed_from_u64(2015);
+    let file = data.join("wikipedia/wikiticker-2015-09-12-sampled.json.gz");
+    let (running, report): (Running, Value) = std::thread::scope(|scope| {
+        let mut running = Running::start(&config, dir.path());
+        let produced = scope.spawn(|| {
+            let rate = ["produce", "wikipedia", "--rate", "5000", "--format", "json", "--from"];
+            watershed(dir.path(), &rate, &file)
+        });
+        let mut kills = 0;
+        while kills < KILLS || !produced.is_finished() {
+            for mode in ["rebuild", "refresh"] {
+                std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
+                // One of the view may run.
+                running.client().build("edits", mode);
+            }
+            std::thread::sleep(Duration::from_millis(random.random_range(0..500)));
+            running.kill();
+            running = Running::start(&config, dir.path());
+            kills += 1;
+        }
+        let output = produced.join().expect("the producer is waited for");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        (running, serde_json::from_slice(&output.stdout).expect("one JSON document"))
+    });
+    assert_eq!(report["delivered"], RECORDS, "{report}");
+    let partitions = report["partitions"].as_object().expect("partitions");
+    let ends = partitions.iter().map(|(p, o)| (p.parse().unwrap(), o["next"].as_i64().unwrap())).collect();
+    let (_, _, key) = VIEWS[2];
+    let served = running.client().view_waiting("edits", &ends, PATIENCE);
+    assert_equal("edits", key, &served["rows"], &recounted["edits"]);
+    let id = loop {
+        // One that a schedule or an earlier request has begun may still run.
+        if let Some(id) = running.client().build("edits", "rebuild") {
+            break id;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let status = running.client().wait_build(&id, PATIENCE);
+    assert_eq!(status["state"], "succeeded", "{status}");
+    let answers = |meta: &Value| meta["generation"] == status["generation"];
+    let rebuilt = running.client().view_when("edits", PATIENCE, answers);
+    assert_equal("edits", key, &rebuilt["rows"], &recounted["edits"]);
+    let once = "SELECT count(*) AS events, count(DISTINCT _partition * 1000000 + _offset) AS places FROM wikipedia";
+    let (code, counted) = running.client().post("/v1/query", &json!({"sql": once}));
+    assert_eq!((code, &counted["rows"]), (200, &json!([{"events": RECORDS, "places": RECORDS}])), "{counted}");
+    running.stop();
 }
 
 fn watershed(dir: &Path, args: &[&str], file: &Path) -> Output {
