@@ -18,7 +18,7 @@ pub(crate) enum Failure {
     Refused,
     /// The command line does not fit the configuration, or itself. Exit status 2.
     Usage(String),
-    /// It failed. Exit status 1.
+    /// It failed. Exit status 1, or 2 if it was the configuration.
     Failed(anyhow::Error),
     /// The result, already printed, is that something failed. Exit status 1.
     Negative,
@@ -45,7 +45,9 @@ impl Failure {
             }
             Self::Failed(error) => {
                 eprintln!("error: {error:#}");
-                ExitCode::FAILURE
+                // What librdkafka refuses only when it is to connect, such as a certificate that is not there.
+                let configured = matches!(error.downcast_ref(), Some(watershed_shared::log::Error::Properties { .. }));
+                if configured { ExitCode::from(2) } else { ExitCode::FAILURE }
             }
             Self::Negative => ExitCode::FAILURE,
             Self::Refused => ExitCode::from(2),

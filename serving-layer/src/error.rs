@@ -15,6 +15,8 @@ pub enum Code {
     BadParameter,
     /// The body, its type or its encoding is wrong.
     BadRequest,
+    /// The Kafka cluster does not let this process do it.
+    Denied,
     NotFound,
     MethodNotAllowed,
     UnknownView,
@@ -49,6 +51,7 @@ impl Code {
     pub fn status(self) -> StatusCode {
         match self {
             Self::BadSql | Self::BadParameter | Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Denied => StatusCode::FORBIDDEN,
             Self::NotFound | Self::UnknownView | Self::UnknownStream | Self::UnknownGeneration | Self::UnknownBuild => {
                 StatusCode::NOT_FOUND
             }
@@ -70,6 +73,7 @@ impl Code {
             Self::BadSql => "bad_sql",
             Self::BadParameter => "bad_parameter",
             Self::BadRequest => "bad_request",
+            Self::Denied => "denied",
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::UnknownView => "unknown_view",

@@ -5,7 +5,7 @@ use std::fmt;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use watershed_shared::log::{ProduceRecord, Producer};
+use watershed_shared::log::{ProduceError, ProduceRecord, Producer};
 use watershed_shared::offsets::OffsetVector;
 
 /// What the log made of records that were published.
@@ -15,8 +15,8 @@ pub struct Published {
     pub accepted: u64,
     /// Per partition the offset behind the last of them.
     pub next: OffsetVector,
-    /// Records that it does not have, by their place in the request, with the reason.
-    pub failed: Vec<(usize, String)>,
+    /// Records that it does not have, by their place in the request.
+    pub failed: Vec<ProduceError>,
 }
 
 /// The log does not take records now.
@@ -61,7 +61,7 @@ impl Ingest for LogIngest {
         Ok(Published {
             accepted: report.delivered,
             next: report.partitions.iter().map(|(partition, produced)| (*partition, produced.next)).collect(),
-            failed: report.errors.into_iter().map(|e| (e.index, e.message)).collect(),
+            failed: report.errors,
         })
     }
 }

@@ -18,6 +18,9 @@ pub enum SourceError {
     /// The topic is another one than the stream was declared with.
     #[error("the topic was replaced: declare it as a new stream. {0}")]
     TopicReplaced(String),
+    /// The cluster does not let the user read. It is tried again: somebody may grant it.
+    #[error("{0}")]
+    Denied(String),
     #[error("{0}")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

@@ -30,8 +30,8 @@ pub(super) struct Seen {
 
 /// Looks at the topic, and creates it for a stream that has not seen it yet.
 ///
-/// A topic that is gone, or another one by now, stops its stream but not the others: the answers say so, and the
-/// register says where the stream stands.
+/// A topic that is gone, another one by now, or denied to the user stops its stream but not the others: the answers say
+/// so, and the register says where the stream stands. A stream that has never seen its topic has nothing to stand on.
 ///
 /// # Errors
 /// If the cluster does not answer, or refuses.
@@ -63,7 +63,7 @@ pub(super) async fn open_topic(
     }
     match see_partitions(client, config, register).await {
         Ok(seen) => Ok(seen),
-        Err(stopped) if known.topic_id.is_some() && is_another_topic(&stopped) => {
+        Err(stopped) if known.topic_id.is_some() && stands_still(&stopped) => {
             error!(stream = %config.name, error = format!("{stopped:#}"), "the stream stands still");
             Ok(Seen { topic_id: known.topic_id, origins: known.origins, starts: OffsetVector::new() })
         }
@@ -75,9 +75,10 @@ fn is_unreachable(error: &anyhow::Error) -> bool {
     error.downcast_ref::<log::Error>().is_some_and(log::Error::is_transient)
 }
 
-fn is_another_topic(error: &anyhow::Error) -> bool {
-    let error = error.downcast_ref();
-    matches!(error, Some(log::Error::TopicReplaced { .. } | log::Error::UnknownTopic { .. }))
+/// Whether it is the topic of one stream that is in the way, not the cluster.
+fn stands_still(error: &anyhow::Error) -> bool {
+    use log::Error::{Denied, TopicReplaced, UnknownTopic};
+    matches!(error.downcast_ref(), Some(TopicReplaced { .. } | UnknownTopic { .. } | Denied { .. }))
 }
 
 /// Records partitions that are seen for the first time, with the log's start of this moment.

@@ -7,19 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_trait::async_trait;
-use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::debug;
 use watershed_batch_layer::history::StoredHistory;
-use watershed_serving_layer::{
-    Builds, Ingest, IngestError, Published, Serving, ServingInput, Settings, StreamInput, ViewInput, serve,
-};
+use watershed_serving_layer::{Builds, LogIngest, Serving, ServingInput, Settings, StreamInput, ViewInput, serve};
 use watershed_shared::archive::ArchiverState;
 use watershed_shared::catalog::Definition;
 use watershed_shared::clock;
 use watershed_shared::definitions::Definitions;
 use watershed_shared::delta::{DeltaService, Peers};
-use watershed_shared::log::{ProduceRecord, Producer};
+use watershed_shared::log::Producer;
 use watershed_shared::offsets::OffsetVector;
 use watershed_shared::task;
 use watershed_shared::view::{CompiledView, DimensionTable};
@@ -106,7 +103,7 @@ pub(super) async fn start_serving(
     stage: &mut Stage,
 ) -> Result<SocketAddr> {
     let topics = streams.values().map(|s| (s.config.name.clone(), s.config.topic.clone())).collect();
-    let ingest = LogIngest { producer: Producer::new(&parts.client)?, topics };
+    let ingest = LogIngest::new(Producer::new(&parts.client)?, topics);
     let stream_inputs = streams.into_iter().map(|(name, s)| {
         let archive = archives.remove(&name).expect("every stream has an archive");
         let input = StreamInput {
@@ -154,28 +151,5 @@ struct RecordedDefinitions(Definitions);
 impl watershed_serving_layer::Definitions for RecordedDefinitions {
     async fn compiled(&self, _view: &str, definition: &Definition) -> Result<Arc<CompiledView>, String> {
         self.0.get(definition).await.map_err(|e| e.to_string())
-    }
-}
-
-/// Publishes to the log.
-#[derive(Debug)]
-struct LogIngest {
-    producer: Producer,
-    /// By stream.
-    topics: BTreeMap<String, String>,
-}
-
-#[async_trait]
-impl Ingest for LogIngest {
-    async fn publish(&self, stream: &str, records: Vec<Bytes>) -> Result<Published, IngestError> {
-        let refused = |reason: String| IngestError { stream: stream.to_owned(), reason };
-        let topic = self.topics.get(stream).ok_or_else(|| refused("the stream is not configured".to_owned()))?;
-        let records = records.into_iter().map(|value| ProduceRecord { value: Some(value), ..ProduceRecord::default() });
-        let report = self.producer.produce(topic, records.collect()).await.map_err(|e| refused(e.to_string()))?;
-        Ok(Published {
-            accepted: report.delivered,
-            next: report.partitions.iter().map(|(p, produced)| (*p, produced.next)).collect(),
-            failed: report.errors.into_iter().map(|e| (e.index, e.message)).collect(),
-        })
     }
 }

@@ -165,11 +165,20 @@ impl Running {
 
     /// As [`Running::refused`], with environment variables, and further arguments of `up`.
     pub(crate) fn refused_with(config: &str, dir: &Path, env: &[(&str, &str)], more: &[&str]) -> String {
-        let mut running = Self::spawn_with(config, dir, env, more);
+        Self::spawn_with(config, dir, env, more).refusal(1)
+    }
+
+    /// As [`Running::refused`], with environment variables; it ends with `status`.
+    pub(crate) fn refused_as(config: &str, dir: &Path, env: &[(&str, &str)], status: i32) -> String {
+        Self::spawn(config, dir, env).refusal(status)
+    }
+
+    fn refusal(self, expected: i32) -> String {
+        let mut running = self;
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             if let Some(status) = running.child.try_wait().expect("the process can be waited for") {
-                assert_eq!(status.code(), Some(1), "{}", running.log());
+                assert_eq!(status.code(), Some(expected), "{}", running.log());
                 // What it said last may still be on its way.
                 while !running.log().contains("error: ") && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(10));
@@ -357,6 +366,14 @@ impl Client {
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let request = self.http.post(format!("{}{path}", self.url)).timeout(START_PATIENCE).json(body);
+        let response = request.send().expect("an answer");
+        let status = response.status().as_u16();
+        (status, response.json().unwrap_or(Value::Null))
+    }
+
+    /// POST of a text.
+    pub(crate) fn post_text(&self, path: &str, body: &str) -> (u16, Value) {
+        let request = self.http.post(format!("{}{path}", self.url)).timeout(START_PATIENCE).body(body.to_owned());
         let response = request.send().expect("an answer");
         let status = response.status().as_u16();
         (status, response.json().unwrap_or(Value::Null))

@@ -43,7 +43,8 @@ impl World {
     fn start() -> Option<Self> {
         real_component("WATERSHED_TEST_HDFS")?;
         let cluster = directory(&format!("it-{}", std::process::id())).expect("a folder");
-        let cluster = Cluster::start(&cluster, Options { brokers: 0, datanodes: 2 }).expect("HDFS starts");
+        let cluster =
+            Cluster::start(&cluster, Options { brokers: 0, secured: false, datanodes: 2 }).expect("HDFS starts");
         let mut generator = Generator::new(11, 2, Format::Json);
         generator.bad_percent = 10;
         let dir = tempfile::tempdir().expect("a temporary directory");

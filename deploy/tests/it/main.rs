@@ -1,5 +1,6 @@
 //! Tests of the whole program.
 
+mod acls;
 mod boundary;
 mod check;
 mod command_line;
@@ -14,4 +15,5 @@ mod produce;
 mod program;
 mod real_input;
 mod roles;
+mod secured;
 mod transactions;

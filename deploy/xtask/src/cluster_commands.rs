@@ -38,6 +38,9 @@ pub(crate) struct Up {
     /// How many Kafka brokers; 0 for none.
     #[arg(long, default_value_t = 1)]
     brokers: u16,
+    /// Kafka also listens for SASL over TLS, and asks its authorizer what its users may do.
+    #[arg(long)]
+    secured: bool,
     /// How many HDFS DataNodes beside one NameNode; 0 for no HDFS.
     #[arg(long, default_value_t = 2)]
     datanodes: u16,
@@ -73,7 +76,7 @@ pub(crate) fn execute(command: &ClusterCommand) -> Result<()> {
 }
 
 fn start(up: &Up) -> Result<()> {
-    let Up { named: Named { name }, brokers, datanodes, format } = up;
+    let Up { named: Named { name }, brokers, secured, datanodes, format } = up;
     let dir = directory(name)?;
     if (*brokers, *datanodes) == (0, 0) {
         bail!("--brokers 0 --datanodes 0: nothing to start");
@@ -88,6 +91,7 @@ fn start(up: &Up) -> Result<()> {
     let mut holder = Command::new(std::env::current_exe().context("find this program")?)
         .args(["cluster", "hold", "--name", name])
         .args(["--brokers", &brokers.to_string(), "--datanodes", &datanodes.to_string()])
+        .args(secured.then_some("--secured"))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(errors)
@@ -107,7 +111,8 @@ fn start(up: &Up) -> Result<()> {
 
 fn hold(up: &Up) -> Result<()> {
     let dir = directory(&up.named.name)?;
-    let _cluster = Cluster::start(&dir, Options { brokers: up.brokers, datanodes: up.datanodes })?;
+    let Up { brokers, secured, datanodes, .. } = *up;
+    let _cluster = Cluster::start(&dir, Options { brokers, secured, datanodes })?;
     println!("{READY}");
     loop {
         std::thread::park();
@@ -141,6 +146,9 @@ fn print(state: &State, format: Format) -> Result<()> {
         if let Some(address) = address {
             println!("{what:12} {address}");
         }
+    }
+    if let Some(secured) = &state.kafka_secured {
+        println!("{:12} {}", "sasl_ssl", secured.display());
     }
     for process in &state.processes {
         let is = if is_alive(process.pid) { "pid" } else { "ENDED, was pid" };

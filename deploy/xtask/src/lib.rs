@@ -3,4 +3,4 @@
 pub mod cluster;
 mod host;
 
-pub use host::{cache_dir, run};
+pub use host::{cache_dir, install_openssl, run};

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 use xtask::cluster::{Cluster, Options, directory, spark_jars, sweep};
-use xtask::{cache_dir, run};
+use xtask::{cache_dir, install_openssl, run};
 
 /// What the recounts by independent engines run on, and what checks the deployment files, from PyPI. Spark's version is
 /// that of the jars in `deploy/cluster/spark`.
@@ -33,23 +33,27 @@ pub(crate) fn setup() -> Result<PathBuf> {
 pub(crate) fn test(filter: Option<&str>) -> Result<()> {
     let python = setup()?;
     let spark = spark_jars()?;
+    install_openssl()?;
     let all = || {
         let mut cargo = cargo();
-        cargo.args(["test", "--workspace", "--no-fail-fast"]);
+        // As a release is built: with TLS.
+        cargo.args(["test", "--workspace", "--features", "watershed/tls", "--no-fail-fast"]);
         cargo
     };
     // Before anything is started: what does not compile needs no cluster.
     run(all().arg("--no-run"))?;
     sweep()?;
     let dir = directory(&format!("test-{}", std::process::id()))?;
-    let cluster = Cluster::start(&dir, Options { brokers: 1, datanodes: 2 })?;
+    let cluster = Cluster::start(&dir, Options { brokers: 1, secured: true, datanodes: 2 })?;
     let (kafka, hdfs) = (cluster.kafka().context("no Kafka")?, cluster.hdfs().context("no HDFS")?);
+    let secured = kafka.secured().context("no secured listener")?;
     let outcome = run(all()
         .args(filter)
         .env("WATERSHED_TEST_ALL", "1")
         .env("WATERSHED_TEST_PYTHON", python)
         .env("WATERSHED_TEST_SPARK_JARS", spark)
         .env("WATERSHED_TEST_KAFKA", kafka.bootstrap_servers())
+        .env("WATERSHED_TEST_KAFKA_SECURED", secured)
         .env("WATERSHED_TEST_HDFS", hdfs.url()));
     outcome.with_context(|| format!("logs of Kafka and HDFS: {}", dir.join("logs").display()))
 }
@@ -82,7 +86,7 @@ pub(crate) fn bench(quick: bool, runs: usize, names: &[String]) -> Result<()> {
     }
     sweep()?;
     let dir = directory(&format!("bench-{}", std::process::id()))?;
-    let cluster = Cluster::start(&dir, Options { brokers: 1, datanodes: 0 })?;
+    let cluster = Cluster::start(&dir, Options { brokers: 1, secured: false, datanodes: 0 })?;
     let kafka = cluster.kafka().context("no Kafka")?;
     let outcome = run(bench.env("WATERSHED_BENCH_KAFKA", kafka.bootstrap_servers()));
     outcome.with_context(|| format!("logs of Kafka: {}", dir.join("logs").display()))

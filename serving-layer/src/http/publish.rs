@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use warp::http::StatusCode;
 use warp::reply::Response;
+use watershed_shared::log::ProduceErrorKind;
 use watershed_shared::offsets::OffsetVector;
 
 use super::params::Params;
@@ -23,13 +24,19 @@ pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Re
     let count = records.len();
     let published = request.serving.inner.input.ingest.publish(&stream, records).await;
     let published = published.map_err(|e| Error::new(Code::NotReady, e.to_string()))?;
-    if let Some((line, reason)) = published.failed.first() {
+    if let Some(first) = published.failed.first() {
         let message = format!(
-            "the log has {} of {count} records; the first that it does not have is on line {}: {reason}",
+            "the log has {} of {count} records; the first that it does not have is on line {}: {}",
             published.accepted,
-            line + 1
+            first.index + 1,
+            first.message
         );
-        return Err(Error::new(Code::NotReady, message).at(published.next));
+        let code = match first.kind {
+            ProduceErrorKind::TooLarge => Code::TooLarge,
+            ProduceErrorKind::Denied => Code::Denied,
+            ProduceErrorKind::Failed => Code::NotReady,
+        };
+        return Err(Error::new(code, message).at(published.next));
     }
     Ok(reply::json(StatusCode::OK, &Accepted { accepted: published.accepted, offsets: published.next }))
 }

@@ -63,7 +63,7 @@ pub(super) static TOP: Section = Section {
 pub(super) static KAFKA: Section = Section {
     name: "kafka",
     named: false,
-    doc: "The Kafka cluster. Without this section: an embedded Kafka-compatible broker in the same process.\nAny further key is handed to librdkafka as it is: \"security.protocol\" = \"SASL_SSL\".",
+    doc: "The Kafka cluster. Without this section: an embedded Kafka-compatible broker in the same process.\nAny further key is handed to librdkafka as it is: \"security.protocol\" = \"SASL_SSL\",\n\"sasl.mechanism\" = \"SCRAM-SHA-512\", \"sasl.username\", \"sasl.password\" = \"${KAFKA_PASSWORD}\", \"ssl.ca.location\".\nTLS and SCRAM are in builds with `--features tls`.",
     keys: &[key(
         "bootstrap_servers",
         "text",

@@ -14,8 +14,7 @@ use super::keys::{self, Section};
 use super::reader::{Context, Reader, unknown_key};
 use super::source::Source;
 use super::{
-    ArchiveConfig, BatchConfig, BrokerConfig, Claim, Config, ConfigError, HttpConfig, KafkaConfig, SpeedConfig, stream,
-    view,
+    ArchiveConfig, BatchConfig, BrokerConfig, Claim, Config, ConfigError, HttpConfig, SpeedConfig, kafka, stream, view,
 };
 
 /// Reads the configuration `text`; `file` is what errors call it, relative paths are relative to `base`.
@@ -52,7 +51,10 @@ fn assemble<'t>(context: Context<'_, 't>, document: &DeTable<'t>, base: &Path) -
         "" => Err("an empty path"),
         path => Ok(base.join(path)),
     });
-    let kafka = document.contains_key("kafka").then(|| kafka(context, document));
+    let kafka = document.contains_key("kafka").then(|| {
+        let (at, table) = table_of(context, document, "kafka");
+        kafka::kafka(&Reader::new(context, &keys::KAFKA, None, at, table), table)
+    });
     let broker = section(&keys::BROKER).parsed("listen", address).map(|listen| (listen.at, listen.value));
     let storage_url = match document.contains_key("storage") {
         true => section(&keys::STORAGE).parsed("url", |text| storage_url(text, base)).map(|found| found.value),
@@ -216,65 +218,6 @@ fn refuse_clashes(context: Context<'_, '_>, document: &DeTable<'_>) {
                 let message = format!("`{name}` names a {other} already; choose another name for the {kind}");
                 context.source.error(at, message);
             }
-        }
-    }
-}
-
-fn kafka<'t>(context: Context<'_, 't>, document: &DeTable<'t>) -> Option<KafkaConfig> {
-    let (at, table) = table_of(context, document, "kafka");
-    let reader = Reader::new(context, &keys::KAFKA, None, at, table);
-    let mut properties = BTreeMap::new();
-    flatten(&reader, "", table?, &mut properties);
-    if properties.contains_key("bootstrap.servers") {
-        return Some(KafkaConfig { properties });
-    }
-    if !reader.is_given("bootstrap_servers") {
-        // Notes that it is missing.
-        reader.raw("bootstrap_servers");
-    }
-    None
-}
-
-/// Notes librdkafka's keys; without quotes `security.protocol` is a nested table in TOML, which comes to the same.
-fn flatten<'t>(
-    reader: &Reader<'_, 't, '_>,
-    prefix: &str,
-    table: &DeTable<'t>,
-    properties: &mut BTreeMap<String, String>,
-) {
-    for (key, value) in table {
-        let key_at = key.span().start;
-        let name = match (prefix, key.get_ref().as_ref()) {
-            ("", "bootstrap_servers") => "bootstrap.servers".to_owned(),
-            ("", key) => key.to_owned(),
-            (prefix, key) => format!("{prefix}.{key}"),
-        };
-        let text = match value.get_ref() {
-            DeValue::Table(nested) => {
-                flatten(reader, &name, nested, properties);
-                continue;
-            }
-            DeValue::String(text) => reader.substituted(text, &value.span()).value,
-            DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().to_owned(),
-            DeValue::Float(float) => float.as_str().to_owned(),
-            DeValue::Boolean(flag) => flag.to_string(),
-            other => {
-                let message = format!("`{name}` must be a text, a number or a boolean, not {}", other.type_str());
-                reader.error(value.span().start, message);
-                continue;
-            }
-        };
-        let mut client = rdkafka::ClientConfig::new();
-        client.set(&name, &text);
-        if let Err(error) = client.create_native_config() {
-            let message = match error {
-                rdkafka::error::KafkaError::ClientConfig(_, description, ..) => description,
-                other => other.to_string(),
-            };
-            reader.error(key_at, format!("librdkafka refuses `{name}`: {message}"));
-        }
-        if properties.insert(name.clone(), text).is_some() {
-            reader.error(key_at, format!("`{name}` is given twice: as bootstrap_servers and under librdkafka's name"));
         }
     }
 }

@@ -5,6 +5,7 @@
 
 mod env;
 mod error;
+mod kafka;
 mod keys;
 mod load;
 mod reader;
@@ -16,6 +17,7 @@ mod units;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -98,9 +100,16 @@ impl Config {
 }
 
 /// librdkafka's own keys, handed through as they are; `bootstrap.servers` is among them.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct KafkaConfig {
     pub properties: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Of the values some are passwords.
+        f.debug_set().entries(self.properties.keys()).finish()
+    }
 }
 
 #[derive(Debug, Clone)]

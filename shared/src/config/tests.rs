@@ -169,12 +169,14 @@ fn wrong_references_to_the_environment() {
 #[test]
 fn kafkas_keys_are_handed_on() {
     let config = good(
-        "[kafka]\nbootstrap_servers = \"a:1,b:2\"\nsecurity.protocol = \"SASL_PLAINTEXT\"\n\"sasl.mechanism\" = \"PLAIN\"\nsocket.timeout.ms = 500\nsocket.keepalive.enable = true",
+        "[kafka]\nbootstrap_servers = \"a:1,b:2\"\nsecurity.protocol = \"SASL_PLAINTEXT\"\n\"sasl.mechanism\" = \"PLAIN\"\nsasl.username = \"u\"\nsasl.password = \"p\"\nsocket.timeout.ms = 500\nsocket.keepalive.enable = true",
     );
     let properties = config.kafka.expect("a section").properties;
     let expected = [
         ("bootstrap.servers", "a:1,b:2"),
         ("sasl.mechanism", "PLAIN"),
+        ("sasl.password", "p"),
+        ("sasl.username", "u"),
         ("security.protocol", "SASL_PLAINTEXT"),
         ("socket.keepalive.enable", "true"),
         ("socket.timeout.ms", "500"),
@@ -194,6 +196,55 @@ fn wrong_kafka_sections() {
         &["2:1: `bootstrap.servers` is given twice: as bootstrap_servers and under librdkafka's name"],
     );
     wrong("kafka = \"b:1\"", &["1:1: `kafka` must be a section: write [kafka]"]);
+}
+
+#[test]
+fn a_login_that_cannot_succeed_is_wrong() {
+    let sasl =
+        |more: &str| format!("[kafka]\nbootstrap_servers = \"b:1\"\nsecurity.protocol = \"sasl_plaintext\"\n{more}");
+    wrong(
+        &sasl(""),
+        &[
+            "3:10: `security.protocol` asks for a login and `sasl.mechanism` does not say which: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512",
+        ],
+    );
+    wrong(
+        &sasl("sasl.mechanisms = \"GSSAPI\""),
+        &[
+            "4:6: `sasl.mechanism`: GSSAPI (Kerberos) is not in this program; it has PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512",
+        ],
+    );
+    wrong(
+        &sasl("sasl.mechanism = \"PLAIN\"\nsasl.password = \"\""),
+        &[
+            "4:6: `sasl.mechanism` needs `sasl.username` in [kafka], and that is not set",
+            "4:6: `sasl.mechanism` needs `sasl.password` in [kafka], and that is not set",
+        ],
+    );
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn tls_and_scram_are_in_this_build() {
+    let config = good(
+        "[kafka]\nbootstrap_servers = \"b:1\"\nsecurity.protocol = \"SASL_SSL\"\nssl.ca.location = \"/ca.pem\"\nsasl.mechanism = \"SCRAM-SHA-512\"\nsasl.username = \"u\"\nsasl.password = \"hunter2\"",
+    );
+    assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+}
+
+#[cfg(not(feature = "tls"))]
+#[test]
+fn a_build_without_tls_says_so() {
+    let errors = parse(
+        "[kafka]\nbootstrap_servers = \"b:1\"\nsecurity.protocol = \"SASL_SSL\"\nssl.ca.location = \"/ca.pem\"\nsasl.mechanism = \"SCRAM-SHA-512\"\nsasl.username = \"u\"\nsasl.password = \"hunter2\"",
+    )
+    .expect_err("no TLS");
+    let lines: Vec<u32> = errors.iter().map(|error| u32::try_from(error.line).unwrap()).collect();
+    assert_eq!(lines, [3, 4, 5], "{errors:?}");
+    for error in errors {
+        assert!(error.message.contains("build it with `--features tls`"), "{error}");
+        assert!(!error.message.contains("hunter2"), "{error}");
+    }
 }
 
 #[test]

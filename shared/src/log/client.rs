@@ -20,6 +20,8 @@ use crate::config::{KafkaConfig, StreamConfig};
 use crate::offsets::{Offset, PartitionId};
 
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+/// More than a client says during one request.
+const MOST_EVENTS: usize = 64;
 /// Between two questions to a partition whose leader isn't settled.
 const LEADER_RETRY: Duration = Duration::from_millis(100);
 
@@ -72,9 +74,7 @@ impl LogClient {
     pub fn with_timeout(config: &KafkaConfig, timeout: Duration) -> Result<Self> {
         let properties = config.properties.clone();
         let context = LogContext::default();
-        let consumer = reader_config(&properties)
-            .create_with_context(context.clone())
-            .map_err(|e| Error::Properties { detail: e.to_string() })?;
+        let consumer = reader_config(&properties).create_with_context(context.clone()).map_err(Error::properties)?;
         Ok(Self { inner: Arc::new(Inner { properties, timeout, consumer, context }) })
     }
 
@@ -139,7 +139,7 @@ impl LogClient {
 
     fn admin(&self) -> Result<AdminClient<LogContext>> {
         let admin = self.base_config().create_with_context(self.inner.context.clone());
-        admin.map_err(|e| Error::Properties { detail: e.to_string() })
+        admin.map_err(Error::properties)
     }
 
     async fn create_topic(&self, topic: &str, partitions: i32, replication: i32) -> Result<()> {
@@ -149,33 +149,41 @@ impl LogClient {
         let options = AdminOptions::new().request_timeout(Some(self.inner.timeout));
         let results = match admin.create_topics([&new], &options).await {
             Ok(results) => results,
-            Err(KafkaError::AdminOp(code)) => return Err(self.unreachable_or(code.to_string(), code, refused)),
+            Err(KafkaError::AdminOp(code)) => return Err(self.creation_error(topic, code, refused)),
             Err(e) => return Err(refused(e.to_string())),
         };
         match results.into_iter().next() {
             Some(Ok(_)) | Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(()),
-            Some(Err((_, code))) => Err(self.unreachable_or(code.to_string(), code, refused)),
+            Some(Err((_, code))) => Err(self.creation_error(topic, code, refused)),
             None => Err(refused("the cluster gave no answer".to_owned())),
         }
     }
 
-    fn unreachable_or(&self, detail: String, code: RDKafkaErrorCode, other: impl Fn(String) -> Error) -> Error {
+    fn creation_error(&self, topic: &str, code: RDKafkaErrorCode, other: impl Fn(String) -> Error) -> Error {
+        let detail = code.to_string();
         match code {
             RDKafkaErrorCode::OperationTimedOut
             | RDKafkaErrorCode::RequestTimedOut
             | RDKafkaErrorCode::BrokerTransportFailure
             | RDKafkaErrorCode::AllBrokersDown => self.unreachable(detail),
+            RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => {
+                Error::Denied { operation: format!("create the topic `{topic}`"), detail }
+            }
             _ => other(detail),
         }
     }
 
     fn unreachable(&self, detail: String) -> Error {
+        let servers = self.bootstrap_servers().to_owned();
         // What the connection said last tells more than that nothing came.
-        let detail = self.inner.context.last_error().unwrap_or(detail);
-        Error::Unreachable {
-            servers: self.bootstrap_servers().to_owned(),
-            waited_seconds: self.inner.timeout.as_secs(),
-            detail,
+        match self.inner.context.trouble() {
+            Some(Trouble { kind: TroubleKind::Login, text }) => Error::Login { servers, detail: text },
+            Some(Trouble { kind: TroubleKind::Tls, text }) => Error::Tls { servers, detail: text },
+            known => Error::Unreachable {
+                servers,
+                waited_seconds: self.inner.timeout.as_secs(),
+                detail: known.map_or(detail, |trouble| trouble.text),
+            },
         }
     }
 
@@ -189,8 +197,8 @@ impl LogClient {
 
     async fn describe(&self, topic: &str) -> Result<Option<TopicInfo>> {
         let name = topic_name(topic)?;
-        let described =
-            self.blocking("describe the topic", move |c, timeout| native::describe_topic(c, &name, timeout)).await?;
+        let operation = format!("describe the topic `{topic}`");
+        let described = self.blocking(operation, move |c, timeout| native::describe_topic(c, &name, timeout)).await?;
         Ok(described.map(|d| TopicInfo {
             name: topic.to_owned(),
             partitions: i32::try_from(d.partitions).expect("partition numbers are i32"),
@@ -206,7 +214,7 @@ impl LogClient {
         let info = self.topic(topic).await?;
         let count = usize::try_from(info.partitions).expect("a count is not negative");
         let name = topic_name(topic)?;
-        self.blocking("list the topic's offsets", move |c, timeout| {
+        self.blocking(format!("list the offsets of the topic `{topic}`"), move |c, timeout| {
             // The low ones first: if the log is cut in between they are too low, never above the high ones.
             let list = |spec| once_led(timeout, || native::list_offsets(c, &name, count, spec, timeout));
             let low = list(OffsetSpec::Earliest)?;
@@ -219,25 +227,30 @@ impl LogClient {
     /// Runs `request` on a thread that may block.
     async fn blocking<T: Send + 'static>(
         &self,
-        operation: &'static str,
+        operation: String,
         request: impl FnOnce(&BaseConsumer<LogContext>, Duration) -> std::result::Result<T, NativeError> + Send + 'static,
     ) -> Result<T> {
         let client = self.clone();
         let run = move || {
             let inner = &client.inner;
-            inner.context.forget();
             let outcome = request(&inner.consumer, inner.timeout);
-            // Its log lines and errors wait in the main queue until somebody polls.
-            while inner.consumer.poll(Duration::ZERO).is_some() {}
+            // Its log lines and errors wait in the main queue until somebody polls; each takes a poll, which does not say
+            // whether there was one.
+            for _ in 0..MOST_EVENTS {
+                drop(inner.consumer.poll(Duration::ZERO));
+            }
+            if outcome.is_ok() {
+                inner.context.forget();
+            }
             outcome.map_err(|e| client.error(operation, e))
         };
         match tokio::task::spawn_blocking(run).await {
             Ok(outcome) => outcome,
-            Err(e) => Err(Error::client(operation, e)),
+            Err(e) => Err(Error::client("ask the cluster", e)),
         }
     }
 
-    fn error(&self, operation: &str, e: NativeError) -> Error {
+    fn error(&self, operation: String, e: NativeError) -> Error {
         match e.code {
             Code::RD_KAFKA_RESP_ERR__TIMED_OUT
             | Code::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE
@@ -335,19 +348,47 @@ fn reader_config(properties: &BTreeMap<String, String>) -> ClientConfig {
     config
 }
 
-/// Takes what librdkafka says: log lines go to `tracing`, the last error is kept.
+/// Takes what librdkafka says: log lines go to `tracing`, what is wrong with the connections is kept.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LogContext {
-    last_error: Arc<Mutex<Option<String>>>,
+    trouble: Arc<Mutex<Option<Trouble>>>,
+}
+
+/// What a connection said last.
+#[derive(Debug, Clone)]
+pub(super) struct Trouble {
+    pub(super) kind: TroubleKind,
+    pub(super) text: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TroubleKind {
+    Network,
+    Login,
+    Tls,
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self.kind {
+            TroubleKind::Network => "",
+            TroubleKind::Login => "the cluster refuses the login of [kafka]: ",
+            TroubleKind::Tls => "no TLS connection, see `security.protocol` and `ssl.ca.location` of [kafka]: ",
+        })?;
+        f.write_str(&self.text)
+    }
 }
 
 impl LogContext {
-    pub(super) fn last_error(&self) -> Option<String> {
-        self.last_error.lock().clone()
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        self.trouble.lock().clone()
     }
 
+    /// All is well again.
+    ///
+    /// SUBTLE: not at the start of a request: librdkafka says the same of the same broker but twice a minute.
     fn forget(&self) {
-        *self.last_error.lock() = None;
+        *self.trouble.lock() = None;
     }
 }
 
@@ -358,7 +399,18 @@ impl ClientContext for LogContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka client reports");
-        *self.last_error.lock() = Some(reason.to_owned());
+        let kind = match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed) => TroubleKind::Login,
+            Some(RDKafkaErrorCode::SSL) => TroubleKind::Tls,
+            // Where the other side only hangs up, as a listener without TLS does.
+            _ if reason.contains("SSL handshake failed") => TroubleKind::Tls,
+            _ => TroubleKind::Network,
+        };
+        let mut trouble = self.trouble.lock();
+        // That all brokers are down follows upon what is wrong with each, and says less.
+        if trouble.is_none() || error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *trouble = Some(Trouble { kind, text: reason.to_owned() });
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use rdkafka::bindings::rd_kafka_resp_err_t as Code;
+use rdkafka::error::KafkaError;
 
 use super::native::NativeError;
 use crate::offsets::{Offset, PartitionId};
@@ -38,6 +39,18 @@ pub enum Error {
          bootstrap_servers=`{servers}`, detail=`{detail}`"
     )]
     Unreachable { servers: String, waited_seconds: u64, detail: String },
+    /// The brokers answer, and refuse who asks. Nothing goes on before the login is another one, here or there.
+    #[error(
+        "the Kafka cluster refuses the login of [kafka]: check `security.protocol`, `sasl.mechanism`, `sasl.username` and \
+         `sasl.password`. bootstrap_servers=`{servers}`, detail=`{detail}`"
+    )]
+    Login { servers: String, detail: String },
+    /// The two sides have no encrypted connection. Nothing goes on before one of them is configured otherwise.
+    #[error(
+        "no TLS connection to the Kafka cluster: check `security.protocol` and `ssl.ca.location`, the certificates by which \
+         brokers are trusted, of [kafka]. bootstrap_servers=`{servers}`, detail=`{detail}`"
+    )]
+    Tls { servers: String, detail: String },
     /// The topic does not exist.
     #[error("the topic does not exist on the Kafka cluster. topic=`{topic}`")]
     UnknownTopic { topic: String },
@@ -109,8 +122,18 @@ impl Error {
         }
     }
 
-    /// Whether trying the same again later can succeed without anyone doing anything.
+    /// What librdkafka says when it refuses a configuration.
+    pub(super) fn properties(error: KafkaError) -> Self {
+        let detail = match error {
+            // Not the whole error: it repeats the value, which may be a secret.
+            KafkaError::ClientConfig(_, description, key, _) => format!("`{key}`: {description}"),
+            other => other.to_string(),
+        };
+        Self::Properties { detail }
+    }
+
+    /// Whether nothing but the connection is in the way, so that trying the same again later can succeed.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Login { .. } | Self::Tls { .. })
     }
 }

@@ -17,7 +17,7 @@ pub use client::{LogClient, TopicInfo};
 pub use error::{Error, Result};
 pub use feed::{FeedOptions, FeedReader, Seed, Seeds, SeedsError, StreamFeed};
 pub use lock::DirLock;
-pub use producer::{ProduceError, ProduceRecord, ProduceReport, Produced, Producer};
+pub use producer::{ProduceError, ProduceErrorKind, ProduceRecord, ProduceReport, Produced, Producer};
 pub use raw::{Health, RawReader, RawReaderOptions};
 
 #[cfg(test)]

@@ -56,8 +56,23 @@ pub struct ProduceReport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProduceError {
     pub index: usize,
+    pub kind: ProduceErrorKind,
     pub message: String,
 }
+
+/// Whether it is of use to try the same record again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProduceErrorKind {
+    /// Not before a limit is another one.
+    TooLarge,
+    /// Not before the user has been granted it.
+    Denied,
+    /// It may be.
+    Failed,
+}
+
+/// Why a record was not acknowledged, before its place in the call is known.
+type Refusal = (ProduceErrorKind, String);
 
 /// Produces to any topic of a cluster. Cheap to clone; all clones share one connection and its buffers.
 #[derive(Clone)]
@@ -168,7 +183,7 @@ impl Producer {
         Ok(Arc::clone(&current))
     }
 
-    fn explain(&self, error: &KafkaError, topic: &str, size: usize) -> String {
+    fn explain(&self, error: &KafkaError, topic: &str, size: usize) -> Refusal {
         explain(error, topic, size, self.max_bytes)
     }
 }
@@ -178,8 +193,7 @@ fn connect(config: &ClientConfig) -> Result<Connection> {
         freed: Notify::new(),
         max_bytes: config.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(1_000_000),
     };
-    let producer: ThreadedProducer<Deliveries> =
-        config.create_with_context(deliveries).map_err(|e| Error::Properties { detail: e.to_string() })?;
+    let producer: ThreadedProducer<Deliveries> = config.create_with_context(deliveries).map_err(Error::properties)?;
     Ok(Arc::new(producer))
 }
 
@@ -205,13 +219,29 @@ fn base_record<'a>(
     base
 }
 
-fn explain(error: &KafkaError, topic: &str, size: usize, max_bytes: usize) -> String {
-    let Some(code) = error.rdkafka_error_code() else { return error.to_string() };
+fn explain(error: &KafkaError, topic: &str, size: usize, max_bytes: usize) -> Refusal {
+    let Some(code) = error.rdkafka_error_code() else { return (ProduceErrorKind::Failed, error.to_string()) };
     match code {
-        RDKafkaErrorCode::MessageSizeTooLarge => format!(
-            "the record is too large: {size} bytes; a client takes up to {max_bytes} (`\"message.max.bytes\"` in [kafka]), \
-             a topic up to its `max.message.bytes`"
-        ),
+        RDKafkaErrorCode::MessageSizeTooLarge => {
+            let message = format!(
+                "the record is too large: {size} bytes; a client takes up to {max_bytes} (`\"message.max.bytes\"` in [kafka]), \
+                 a topic up to its `max.message.bytes`"
+            );
+            (ProduceErrorKind::TooLarge, message)
+        }
+        // The second is said where the user may write to no topic at all.
+        RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => {
+            let message = format!(
+                "the Kafka cluster denies writing to the topic `{topic}`: grant the user of the [kafka] section WRITE on it"
+            );
+            (ProduceErrorKind::Denied, message)
+        }
+        code => (ProduceErrorKind::Failed, failure(code, topic)),
+    }
+}
+
+fn failure(code: RDKafkaErrorCode, topic: &str) -> String {
+    match code {
         RDKafkaErrorCode::UnknownPartition => format!("the topic `{topic}` has no such partition"),
         RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition => {
             format!("the topic `{topic}` does not exist")
@@ -220,7 +250,6 @@ fn explain(error: &KafkaError, topic: &str, size: usize, max_bytes: usize) -> St
             "no acknowledgement in time (`\"message.timeout.ms\"`); the record may or may not have been written"
                 .to_owned()
         }
-        RDKafkaErrorCode::TopicAuthorizationFailed => format!("no permission to write to the topic `{topic}`"),
         code => code.to_string(),
     }
 }
@@ -267,7 +296,7 @@ struct Delivery {
 }
 
 impl Delivery {
-    fn settle(&self, outcome: std::result::Result<(PartitionId, Offset), String>) {
+    fn settle(&self, outcome: std::result::Result<(PartitionId, Offset), Refusal>) {
         let mut outstanding = self.call.outstanding.lock();
         match outcome {
             Ok((partition, offset)) => {
@@ -282,7 +311,9 @@ impl Delivery {
                 produced.next = produced.next.max(next);
                 produced.records += 1;
             }
-            Err(message) => outstanding.report.errors.push(ProduceError { index: self.index, message }),
+            Err((kind, message)) => {
+                outstanding.report.errors.push(ProduceError { index: self.index, kind, message });
+            }
         }
         outstanding.count -= 1;
         if outstanding.count == 0 {

@@ -128,8 +128,7 @@ impl RawReader {
         let context = ReaderContext::default();
         let mut config = client.reader_config();
         config.set("statistics.interval.ms", "1000");
-        let consumer =
-            config.create_with_context(context.clone()).map_err(|e| Error::Properties { detail: e.to_string() })?;
+        let consumer = config.create_with_context(context.clone()).map_err(Error::properties)?;
         let mut reader = PartitionReader::new(consumer, &topic_name(topic)?, POLL_ENTRIES)
             .map_err(|e| Error::client("read the topic", e.text))?;
         let mut positions = BTreeMap::new();
@@ -430,7 +429,8 @@ impl ReaderThread {
     }
 
     fn disconnected(&self) {
-        let reason = self.context.log.last_error().unwrap_or_else(|| "a partition has no leader".to_owned());
+        let trouble = self.context.log.trouble();
+        let reason = trouble.map_or_else(|| "a partition has no leader".to_owned(), |trouble| trouble.to_string());
         let now = Health::Disconnected { reason };
         self.health.send_if_modified(|h| {
             let changed = *h != now;
@@ -537,7 +537,7 @@ impl ReaderThread {
             Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
             | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
             | Code::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION => Error::UnknownTopic { topic: self.topic.clone() },
-            _ => Error::refused(format!("read {} [{partition}] at {offset}", self.topic), error),
+            _ => Error::refused(format!("read partition {partition} of the topic `{}`", self.topic), error),
         }
     }
 

@@ -44,13 +44,15 @@ fn the_image_agrees_with_what_it_names() {
     let build = lines.iter().find(|line| line.contains("cargo build")).expect("a build");
     for part in [
         "--locked --release".to_owned(),
-        format!("--package {name} --bin {name}"),
+        format!("--package {name} --bin {name} --features tls"),
         format!("target/release/{name} /out/{name}"),
     ] {
         assert!(build.contains(&part), "{part}: {build}");
     }
     assert_eq!(last("COPY"), format!("--from=build /out/{name} /usr/local/bin/{name}"));
     assert_eq!(list("ENTRYPOINT"), [format!("/usr/local/bin/{name}")]);
+    let installs = lines.iter().rev().find(|line| line.contains("apt-get install")).expect("packages");
+    assert!(installs.contains(" libssl3 "), "what `tls` is linked with: {installs}");
     let command = list("CMD");
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
     assert_eq!(command, ["up", "--role", "all", "-c", "/etc/watershed/watershed.toml"]);

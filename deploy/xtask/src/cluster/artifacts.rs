@@ -4,10 +4,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::Options;
-use crate::host::{cache_dir, run};
+use crate::host::{cache_dir, install_packages, is_there, run};
 
 const SPARK: &str = include_str!("../../../cluster/spark/pom.xml");
 const KAFKA: &str = include_str!("../../../cluster/kafka/pom.xml");
@@ -107,34 +107,13 @@ fn install_java() -> Result<()> {
         .map(|(_, package)| package)
         .collect();
     if !missing.is_empty() {
-        install_packages(&missing)?;
+        install_packages(&format!("Java {JAVA} and Maven are needed for real Kafka and HDFS"), &missing)?;
     }
     let output = Command::new("java").arg("-version").output().context("start java -version")?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let version = java_version(&said).with_context(|| format!("cannot read a version from `java -version`: {said}"))?;
     ensure!(version >= JAVA, "Java {JAVA} or newer is needed, `java` on the PATH is {version}: install a newer one");
     Ok(())
-}
-
-fn install_packages(packages: &[&str]) -> Result<()> {
-    let command = format!("apt-get install -y {}", packages.join(" "));
-    let user = Command::new("id").arg("-u").output().context("start id -u")?;
-    if user.stdout.trim_ascii() != b"0" || !is_there("apt-get") {
-        bail!("Java {JAVA} and Maven are needed for real Kafka and HDFS; as root on Debian: {command}");
-    }
-    eprintln!("{command}");
-    run(Command::new("apt-get").args(["-qq", "update"]).stdout(std::io::stderr()))?;
-    run(Command::new("apt-get")
-        .args(["install", "-y", "-qq", "--no-install-recommends"])
-        .args(packages)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
-        .stdout(std::io::stderr()))
-}
-
-fn is_there(command: &str) -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(command).is_file())
 }
 
 /// The feature version in what `java -version` says: `17` of `openjdk version "17.0.15"`, `8` of `"1.8.0_392"`.

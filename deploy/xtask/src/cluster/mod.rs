@@ -9,9 +9,11 @@ mod daemon;
 mod hdfs;
 mod http;
 mod kafka;
+mod kafka_acls;
 mod kafka_protocol;
 mod patience;
 mod ports;
+mod secured;
 mod state;
 
 use std::fs::File;
@@ -23,6 +25,8 @@ pub use self::artifacts::{Artifacts, spark_jars};
 pub use self::daemon::Daemon;
 pub use self::hdfs::Hdfs;
 pub use self::kafka::Kafka;
+pub use self::kafka_acls::{Acl, Permission, Right};
+pub use self::secured::Secured;
 pub use self::state::{Process, State, directory, is_alive, sweep};
 
 /// What to start.
@@ -30,6 +34,8 @@ pub use self::state::{Process, State, directory, is_alive, sweep};
 pub struct Options {
     /// How many Kafka brokers; 0 for none.
     pub brokers: u16,
+    /// Whether the brokers also listen for SASL over TLS, with an authorizer: [`Secured`].
+    pub secured: bool,
     /// How many HDFS DataNodes beside one NameNode; 0 for no HDFS.
     pub datanodes: u16,
 }
@@ -65,7 +71,7 @@ impl Cluster {
             });
             let kafka = match options.brokers {
                 0 => Ok(None),
-                n => Kafka::start(&artifacts, dir, n).map(Some),
+                n => Kafka::start(&artifacts, dir, n, options.secured).map(Some),
             };
             (kafka, hdfs.join().expect("starting HDFS does not panic"))
         });
@@ -79,6 +85,7 @@ impl Cluster {
         State {
             owner: std::process::id(),
             kafka: self.kafka.as_ref().map(Kafka::bootstrap_servers),
+            kafka_secured: self.kafka.as_ref().and_then(Kafka::secured).map(Path::to_owned),
             hdfs: self.hdfs.as_ref().map(Hdfs::url),
             processes: self.daemons().map(Daemon::process).collect(),
         }
@@ -87,6 +94,11 @@ impl Cluster {
     /// `host:port,…`, if Kafka was asked for.
     pub fn kafka(&self) -> Option<&Kafka> {
         self.kafka.as_ref()
+    }
+
+    /// The same, to kill and restart its brokers.
+    pub fn kafka_mut(&mut self) -> Option<&mut Kafka> {
+        self.kafka.as_mut()
     }
 
     /// `hdfs://host:port`, if HDFS was asked for.

@@ -18,6 +18,9 @@ pub struct State {
     pub owner: u32,
     /// `host:port,…`
     pub kafka: Option<String>,
+    /// The file that says how to reach Kafka's secured listener: [`super::Secured`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kafka_secured: Option<PathBuf>,
     /// `hdfs://host:port`
     pub hdfs: Option<String>,
     /// The daemons.

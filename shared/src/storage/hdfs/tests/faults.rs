@@ -22,7 +22,7 @@ async fn own() -> Option<Own> {
     let mut cluster = CLUSTER.lock().await;
     if cluster.is_none() {
         let dir = directory(&format!("faults-{}", std::process::id())).unwrap();
-        *cluster = Some(Cluster::start(&dir, Options { brokers: 0, datanodes: 2 }).unwrap());
+        *cluster = Some(Cluster::start(&dir, Options { brokers: 0, secured: false, datanodes: 2 }).unwrap());
     }
     let mut own = Own { cluster };
     own.hdfs().wait_until_ready().unwrap();
