@@ -10,6 +10,7 @@ mod hdfs;
 mod losses;
 mod mutants;
 mod oracle;
+mod partitions;
 mod processes;
 mod produce;
 mod program;
