@@ -2,6 +2,7 @@
 
 mod acls;
 mod boundary;
+mod brokers;
 mod check;
 mod command_line;
 mod deployment;

@@ -32,7 +32,7 @@ pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Re
             first.message
         );
         let code = match first.kind {
-            ProduceErrorKind::TooLarge => Code::TooLarge,
+            ProduceErrorKind::TooLarge | ProduceErrorKind::BatchTooLarge => Code::TooLarge,
             ProduceErrorKind::Denied => Code::Denied,
             ProduceErrorKind::Failed => Code::NotReady,
         };

@@ -324,6 +324,8 @@ fn reader_config(properties: &BTreeMap<String, String>) -> ClientConfig {
         ("queued.max.messages.kbytes", "32768"),
         ("queued.min.messages", "200000"),
         ("reconnect.backoff.max.ms", "2000"),
+        // A broker that hangs is noticed by this; a fetch is answered within the wait above.
+        ("socket.timeout.ms", "15000"),
         ("statistics.interval.ms", "0"),
     ] {
         if !properties.contains_key(key) {

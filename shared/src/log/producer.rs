@@ -65,10 +65,26 @@ pub struct ProduceError {
 pub enum ProduceErrorKind {
     /// Not before a limit is another one.
     TooLarge,
+    /// A broker has refused the batch that it came in. No report has it.
+    BatchTooLarge,
     /// Not before the user has been granted it.
     Denied,
     /// It may be.
     Failed,
+}
+
+impl ProduceReport {
+    fn add(&mut self, more: Self) {
+        self.delivered += more.delivered;
+        for (partition, added) in more.partitions {
+            let known = self.partitions.entry(partition).or_insert(Produced { records: 0, ..added });
+            known.first = known.first.min(added.first);
+            known.next = known.next.max(added.next);
+            known.records += added.records;
+        }
+        self.errors.extend(more.errors);
+        self.errors.sort_by_key(|error| error.index);
+    }
 }
 
 /// Why a record was not acknowledged, before its place in the call is known.
@@ -80,6 +96,8 @@ pub struct Producer {
     config: Arc<ClientConfig>,
     max_bytes: usize,
     current: Arc<Mutex<Connection>>,
+    /// Sends each record by itself; made when it is needed.
+    singly: Arc<Mutex<Option<Connection>>>,
 }
 
 type Connection = Arc<ThreadedProducer<Deliveries>>;
@@ -127,7 +145,7 @@ impl Producer {
         config.remove("request.required.acks");
         let max_bytes = given.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(1_000_000);
         let current = Arc::new(Mutex::new(connect(&config)?));
-        Ok(Self { config: Arc::new(config), max_bytes, current })
+        Ok(Self { config: Arc::new(config), max_bytes, current, singly: Arc::default() })
     }
 
     /// The greatest record that is taken (`message.max.bytes`); the broker may have a lower limit.
@@ -140,14 +158,40 @@ impl Producer {
     /// Within a partition records are written in order, each once, even if connections break. In-flight bytes are bounded: it waits
     /// while the buffers are full. Not cancel safe: records that were handed over are written even if nobody waits any more.
     ///
-    /// A record that fails is reported by its index and does not stop the others.
+    /// A record that fails is reported by its index and does not stop the others. A broker refuses a whole batch that is
+    /// larger than the topic's `max.message.bytes`; its records are sent again, each by itself, in their order but behind
+    /// others of the call.
     ///
     /// # Errors
     /// Only when no producer can be made at all.
     pub async fn produce(&self, topic: &str, records: Vec<ProduceRecord>) -> Result<ProduceReport> {
-        let connection = self.connection()?;
+        let whole = (0..records.len()).collect::<Vec<_>>();
+        let mut report = self.send(&self.connection()?, topic, &records, &whole).await;
+        let batch_refused = |error: &ProduceError| error.kind == ProduceErrorKind::BatchTooLarge;
+        let again: Vec<usize> = report.errors.extract_if(.., |e| batch_refused(e)).map(|e| e.index).collect();
+        if !again.is_empty() {
+            tracing::debug!(topic, records = again.len(), "a batch was too large for the topic, sending them singly");
+            report.add(self.send(&self.single_connection()?, topic, &records, &again).await);
+        }
+        for error in &mut report.errors {
+            if batch_refused(error) {
+                error.kind = ProduceErrorKind::TooLarge;
+            }
+        }
+        Ok(report)
+    }
+
+    /// Sends those of `records` that `which` names, in that order, and waits for the outcome of each.
+    async fn send(
+        &self,
+        connection: &Connection,
+        topic: &str,
+        records: &[ProduceRecord],
+        which: &[usize],
+    ) -> ProduceReport {
         let call = Arc::new(Call::default());
-        for (index, record) in records.iter().enumerate() {
+        for index in which.iter().copied() {
+            let record = &records[index];
             let mut delivery = Box::new(Delivery { call: Arc::clone(&call), index });
             call.outstanding.lock().count += 1;
             loop {
@@ -170,7 +214,19 @@ impl Producer {
                 }
             }
         }
-        Ok(call.finished(records.len()).await)
+        call.finished(which.len()).await
+    }
+
+    fn single_connection(&self) -> Result<Connection> {
+        let mut singly = self.singly.lock();
+        if let Some(known) = singly.as_ref().filter(|known| known.client().fatal_error().is_none()) {
+            return Ok(Arc::clone(known));
+        }
+        let mut config = ClientConfig::clone(&self.config);
+        config.set("batch.num.messages", "1");
+        let new = connect(&config)?;
+        *singly = Some(Arc::clone(&new));
+        Ok(new)
     }
 
     /// The current connection; a new one when the old one has failed for good.
@@ -183,8 +239,12 @@ impl Producer {
         Ok(Arc::clone(&current))
     }
 
+    /// Why a record of `size` bytes is not even taken to be sent.
     fn explain(&self, error: &KafkaError, topic: &str, size: usize) -> Refusal {
-        explain(error, topic, size, self.max_bytes)
+        match explain(error, topic, size, self.max_bytes) {
+            (ProduceErrorKind::BatchTooLarge, message) => (ProduceErrorKind::TooLarge, message),
+            other => other,
+        }
     }
 }
 
@@ -227,7 +287,7 @@ fn explain(error: &KafkaError, topic: &str, size: usize, max_bytes: usize) -> Re
                 "the record is too large: {size} bytes; a client takes up to {max_bytes} (`\"message.max.bytes\"` in [kafka]), \
                  a topic up to its `max.message.bytes`"
             );
-            (ProduceErrorKind::TooLarge, message)
+            (ProduceErrorKind::BatchTooLarge, message)
         }
         // The second is said where the user may write to no topic at all.
         RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed => {
