@@ -142,7 +142,7 @@ mod tests {
                 headers: vec![],
             };
             let range = OffsetRange::new(Offset(offset), Offset(offset + 1));
-            let raw = RawBatch { partition: PartitionId(0), range, records: vec![record] };
+            let raw = RawBatch { partition: PartitionId(0), range, records: vec![record], leader_epoch: None };
             let batch = Arc::new(decoder.decode(&raw, &mut RunningMaximum::default()));
             dataset.append(&dataset.snapshot().await.unwrap(), &[batch]).await.unwrap();
         }

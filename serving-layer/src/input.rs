@@ -58,7 +58,7 @@ pub struct StreamInput {
 impl StreamInput {
     /// Why what is read from the master dataset alone lacks something, or does not advance.
     pub(crate) fn archive_reasons(&self, stream: &str) -> Vec<Reason> {
-        let mut reasons: Vec<Reason> = self.state.borrow().open_losses().map(|loss| loss.reason(stream)).collect();
+        let mut reasons = self.state.borrow().reasons(stream);
         reasons.extend(self.archiver.borrow().reason());
         reasons
     }

@@ -78,6 +78,8 @@ pub struct RawBatch {
     pub partition: PartitionId,
     pub range: OffsetRange,
     pub records: Vec<RawRecord>,
+    /// The epoch of the leader that wrote what ends at the end of `range`; `None` if that is not known.
+    pub leader_epoch: Option<i32>,
 }
 
 /// A record that could not be decoded, kept whole.
@@ -104,4 +106,6 @@ pub struct DecodedBatch {
     pub ahead: u64,
     /// The running maximum behind the last record, in microseconds.
     pub event_time_max: Option<i64>,
+    /// As in the [`RawBatch`].
+    pub leader_epoch: Option<i32>,
 }

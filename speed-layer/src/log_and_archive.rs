@@ -169,6 +169,7 @@ impl Scan {
             tombstones: 0,
             ahead: 0,
             event_time_max,
+            leader_epoch: None,
         })))
     }
 }

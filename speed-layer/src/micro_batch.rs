@@ -166,6 +166,7 @@ mod tests {
             tombstones: 0,
             ahead: 0,
             event_time_max: None,
+            leader_epoch: None,
         }
     }
 

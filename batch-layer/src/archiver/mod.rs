@@ -273,6 +273,7 @@ impl Archiver {
             tombstones: 0,
             ahead: 0,
             event_time_max: None,
+            leader_epoch: None,
         };
         match self.dataset.append(&snapshot, &[Arc::new(hole)]).await {
             Ok(AppendOutcome::Committed(commit)) => self.committed(&commit),
@@ -487,7 +488,10 @@ impl Archiver {
             log::Error::Archived { .. } => Ok(Turn::Overtaken),
             log::Error::OffsetLost { partition, wanted, low, .. } if wanted < low => Ok(Turn::Lost { partition, low }),
             // Another log than the archived one, or one that was cut off at its end: to go on would mix the two.
-            log::Error::TopicReplaced { .. } | log::Error::OffsetLost { .. } | log::Error::OffsetBackwards { .. } => {
+            log::Error::TopicReplaced { .. }
+            | log::Error::LogTruncated { .. }
+            | log::Error::OffsetLost { .. }
+            | log::Error::OffsetBackwards { .. } => {
                 Err(Error::Log { stream: self.dataset.stream().to_owned(), source: Box::new(source) })
             }
             // The feed was ended to be renewed.

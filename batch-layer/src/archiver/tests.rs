@@ -136,7 +136,8 @@ impl Reader for TestReader {
                     headers: vec![],
                 };
                 let range = OffsetRange::new(Offset(start), Offset(end));
-                let raw = RawBatch { partition: id, range, records: (start..end).map(record).collect() };
+                let raw =
+                    RawBatch { partition: id, range, records: (start..end).map(record).collect(), leader_epoch: None };
                 self.next[partition] = end;
                 return Ok(Arc::new(self.decoder.decode(&raw, &mut RunningMaximum::default())));
             }

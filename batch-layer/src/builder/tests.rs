@@ -304,6 +304,6 @@ fn records(stream: &watershed_shared::config::StreamConfig, offsets: std::ops::R
         headers: vec![],
     };
     let range = OffsetRange::new(Offset(offsets.start), Offset(offsets.end));
-    let raw = RawBatch { partition: PartitionId(0), range, records: offsets.map(record).collect() };
+    let raw = RawBatch { partition: PartitionId(0), range, records: offsets.map(record).collect(), leader_epoch: None };
     Decoder::new(stream).unwrap().decode(&raw, &mut RunningMaximum::default())
 }

@@ -18,6 +18,8 @@ use watershed_shared::log::{FeedOptions, Health, LogClient, Seed, Seeds, SeedsEr
 use watershed_shared::master::MasterDataset;
 use watershed_shared::offsets::{OffsetVector, PartitionId};
 
+use super::truncations::Truncations;
+
 /// Before a failed feed is renewed, at first; it doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
@@ -30,6 +32,7 @@ struct Maker {
     config: StreamConfig,
     seeds: Arc<dyn Seeds>,
     options: FeedOptions,
+    truncations: Truncations,
     stop: CancellationToken,
 }
 
@@ -62,9 +65,10 @@ impl Feeds {
         config: StreamConfig,
         seeds: Arc<dyn Seeds>,
         options: FeedOptions,
+        truncations: Truncations,
         stop: CancellationToken,
     ) -> Self {
-        let maker = Maker { client, config, seeds, options, stop };
+        let maker = Maker { client, config, seeds, options, truncations, stop };
         let (first, present) = maker.make();
         Self { maker, sender: watch::Sender::new(first), present: Mutex::new(present) }
     }
@@ -109,6 +113,15 @@ impl Feeds {
             // Once, not at each attempt.
             if std::mem::replace(&mut said, error.to_string()) != said {
                 warn!(stream, %error, "reading the log failed, and is tried again");
+            }
+            // SUBTLE: before the next feed, which reads from the end of the archive on. That may lie where the log is still
+            // what it was, and it would read on from there over what others have read already.
+            while let Err(failed) = self.maker.truncations.record(&error).await {
+                let failed = format!("{failed:#}");
+                warn!(stream, error = failed, "cannot record that the log was cut off, trying again");
+                if self.maker.stop.run_until_cancelled(clock::sleep(FIRST_BACKOFF)).await.is_none() {
+                    return;
+                }
             }
             tokio::select! {
                 () = self.maker.stop.cancelled() => return,
@@ -174,16 +187,22 @@ impl archiver::Source for FeedSource {
 pub(super) struct Archived {
     pub(super) master: MasterDataset,
     pub(super) origins: watch::Receiver<OffsetVector>,
+    pub(super) truncations: Truncations,
 }
 
 #[async_trait]
 impl Seeds for Archived {
     async fn resume(&self) -> Result<BTreeMap<PartitionId, Seed>, SeedsError> {
+        if let Some(stop) = self.truncations.stop() {
+            return Err(stop.into());
+        }
         let snapshot = self.master.snapshot().await?;
         let archived = snapshot.resume().await?;
         let origins = self.origins.borrow().clone();
-        let mut seeds: BTreeMap<PartitionId, Seed> =
-            origins.iter().map(|(p, o)| (p, Seed { archived_until: o, event_time_max: None })).collect();
+        let mut seeds: BTreeMap<PartitionId, Seed> = origins
+            .iter()
+            .map(|(p, o)| (p, Seed { archived_until: o, event_time_max: None, leader_epoch: None }))
+            .collect();
         seeds.extend(archived);
         Ok(seeds)
     }

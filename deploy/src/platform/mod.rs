@@ -13,6 +13,7 @@ mod shards;
 mod speed;
 mod stages;
 mod stream;
+mod truncations;
 mod view;
 
 use std::collections::BTreeMap;

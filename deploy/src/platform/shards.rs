@@ -28,6 +28,7 @@ use super::feeds::{Archived, Feeds};
 use super::plans::follow_plans;
 use super::stages::{Shutdown, Stage};
 use super::stream::Stream;
+use super::truncations::Truncations;
 use super::view::View;
 
 /// Before a delta store that cannot be opened is tried again.
@@ -112,6 +113,7 @@ pub(super) async fn start_shards(
         master: stream.master.clone(),
         origins: stream.origins.clone(),
         state: stream.state.clone(),
+        truncations: stream.truncations(),
         plans,
         server: server.clone(),
         folder: parts.config.data_dir.join("delta"),
@@ -133,6 +135,7 @@ struct Workers {
     master: MasterDataset,
     origins: watch::Receiver<OffsetVector>,
     state: watch::Receiver<Arc<StreamState>>,
+    truncations: Truncations,
     plans: watch::Receiver<Arc<Vec<ViewPlan>>>,
     server: DeltaServer,
     folder: PathBuf,
@@ -185,12 +188,18 @@ impl Workers {
         };
         let store =
             tokio::task::spawn_blocking(move || SledStore::open(&path)).await?.context("open the delta store")?;
-        let seeds = Arc::new(Archived { master: self.master.clone(), origins: self.origins.clone() });
+        let truncations = self.truncations.clone();
+        let seeds = Arc::new(Archived {
+            master: self.master.clone(),
+            origins: self.origins.clone(),
+            truncations: truncations.clone(),
+        });
         let mut feed = self.feed.clone();
         feed.raw.shard = shard;
         let ended = CancellationToken::new();
         let _ends_with_this = ended.clone().drop_guard();
-        let feeds = Arc::new(Feeds::start(self.client.clone(), self.config.clone(), seeds, feed, ended.clone()));
+        let feeds = Feeds::start(self.client.clone(), self.config.clone(), seeds, feed, truncations, ended.clone());
+        let feeds = Arc::new(feeds);
         let keeping = task::spawn("keep feed", Arc::clone(&feeds).keep());
         let (origins, follow_origins) = mapped(self.origins.clone(), ended.clone(), move |o| shard.restrict(o));
         let of_shard =

@@ -19,6 +19,7 @@ use super::feeds::{Archived, Feeds};
 use super::partitions::{follow_partitions, open_topic};
 use super::register::follow;
 use super::stages::Stage;
+use super::truncations::Truncations;
 
 /// The kind of register.
 const STREAMS: &str = "streams";
@@ -72,11 +73,22 @@ impl Stream {
         options
     }
 
+    pub(super) fn truncations(&self) -> Truncations {
+        let topic = self.config.topic.clone();
+        Truncations { topic, register: self.register.clone(), state: self.state.clone() }
+    }
+
     /// A feed of all partitions, kept up until the stage ends.
     pub(super) fn feed(&self, parts: &Parts<'_>, stage: &mut Stage) -> Arc<Feeds> {
-        let seeds = Arc::new(Archived { master: self.master.clone(), origins: self.origins.clone() });
+        let truncations = self.truncations();
+        let seeds = Arc::new(Archived {
+            master: self.master.clone(),
+            origins: self.origins.clone(),
+            truncations: truncations.clone(),
+        });
         let (options, stop) = (self.feed_options(parts), stage.stop.clone());
-        let feeds = Arc::new(Feeds::start(parts.client.clone(), self.config.clone(), seeds, options, stop));
+        let feeds = Feeds::start(parts.client.clone(), self.config.clone(), seeds, options, truncations, stop);
+        let feeds = Arc::new(feeds);
         stage.tasks.push(task::spawn("keep feed", Arc::clone(&feeds).keep()));
         stage.tasks.push(task::spawn("watch the log", Arc::clone(&feeds).watch_health(Arc::clone(&self.log))));
         feeds

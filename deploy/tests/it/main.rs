@@ -19,3 +19,4 @@ mod real_input;
 mod roles;
 mod secured;
 mod transactions;
+mod truncation;

@@ -161,8 +161,7 @@ impl Front {
     fn stream_reasons(&mut self, speed_stopped: bool) -> Vec<Reason> {
         let reason =
             |code: &str, message| Reason { code: code.to_owned(), partition: None, from: None, to: None, message };
-        let mut reasons: Vec<Reason> =
-            self.state.borrow_and_update().open_losses().map(|loss| loss.reason(&self.stream)).collect();
+        let mut reasons = self.state.borrow_and_update().reasons(&self.stream);
         if let Some(Unreachable { since, reason: why }) = &self.log.borrow_and_update().unreachable {
             let message = format!("the log does not answer since {since}, so nobody can tell what is missing: {why}");
             reasons.push(reason("log_unreachable", message));

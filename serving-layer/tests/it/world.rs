@@ -561,7 +561,7 @@ fn events(stream: &StreamConfig, seed: u64, count: i64) -> BTreeMap<PartitionId,
             });
         }
         let range = OffsetRange::new(Offset(origin), Offset(origin + count));
-        let raw = RawBatch { partition: PartitionId(partition), range, records };
+        let raw = RawBatch { partition: PartitionId(partition), range, records, leader_epoch: None };
         let mut max = RunningMaximum { event_time_max: None };
         let decoded = Decoder::new(stream).unwrap().decode(&raw, &mut max);
         assert!(decoded.dead_letters.is_empty(), "{:?}", decoded.dead_letters);

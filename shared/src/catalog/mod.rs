@@ -6,7 +6,7 @@
 mod stream;
 mod view;
 
-pub use stream::{Loss, Ownership, StreamEvent, StreamState};
+pub use stream::{Loss, Ownership, StreamEvent, StreamState, Truncation};
 pub use view::{Build, BuildMode, BuildOutcome, Definition, Generation, Request, ViewEvent, ViewState};
 
 /// Why an event does not apply to the state that it was decided for. Read the head and decide again.

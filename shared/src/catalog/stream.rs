@@ -37,6 +37,34 @@ impl Loss {
     }
 }
 
+/// A log that was cut off at its end, behind what had been read of it: the stream stands still for good.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Truncation {
+    pub partition: PartitionId,
+    /// From where the log ended to where it had been read.
+    pub range: OffsetRange,
+    pub found_at: DateTime<Utc>,
+}
+
+impl Truncation {
+    /// What every answer of the stream says.
+    pub fn reason(&self, stream: &str) -> Reason {
+        let Self { partition, range, found_at } = self;
+        Reason {
+            code: "log_truncated".to_owned(),
+            partition: Some(*partition),
+            from: Some(range.start.0),
+            to: Some(range.end.0),
+            message: format!(
+                "the log of partition {partition} was cut off at its end, found at {found_at}: offsets {range} were read and are \
+                 gone, and other records have their numbers now. Stream `{stream}` stands still, so as not to mix them: declare \
+                 it under another name to go on, and find out why the log lost records (an unclean leader election, \
+                 `acks` below all, a lost disk)",
+            ),
+        }
+    }
+}
+
 /// Who owns a shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ownership {
@@ -76,6 +104,9 @@ pub enum StreamEvent {
         loss: Loss,
     },
     LossAccepted,
+    Truncated {
+        truncation: Truncation,
+    },
 }
 
 /// What a stream's register says, after its head.
@@ -90,9 +121,23 @@ pub struct StreamState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<u32>,
     pub losses: Vec<Loss>,
+    /// The first of each partition.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub truncations: Vec<Truncation>,
 }
 
 impl StreamState {
+    /// What every answer has to say.
+    pub fn reasons(&self, stream: &str) -> Vec<Reason> {
+        let losses = self.open_losses().map(|loss| loss.reason(stream));
+        losses.chain(self.truncations.iter().map(|truncation| truncation.reason(stream))).collect()
+    }
+
+    /// Whether it is known that the log of `partition` was cut off.
+    pub fn is_truncated(&self, partition: PartitionId) -> bool {
+        self.truncations.iter().any(|truncation| truncation.partition == partition)
+    }
+
     /// What is yet to be recorded as lost when the log of `partition`, archived until `archived`, begins at `low`;
     /// `None`: nothing, or all of it stands here already.
     pub fn loss(&self, partition: PartitionId, archived: Offset, low: Offset) -> Option<OffsetRange> {
@@ -150,6 +195,7 @@ impl StreamState {
                 }
             },
             StreamEvent::Lost { loss } => next.losses.push(loss.clone()),
+            StreamEvent::Truncated { truncation } => next.truncations.push(truncation.clone()),
             StreamEvent::LossAccepted => next.losses.iter_mut().for_each(|l| l.accepted = true),
         }
         Ok(next)

@@ -57,6 +57,7 @@ impl DecodedBatch {
             tombstones: counts_first.0,
             ahead: counts_first.1,
             event_time_max,
+            leader_epoch: self.leader_epoch.filter(|_| at == self.range.end),
         };
         let from = Self {
             partition: self.partition,
@@ -66,6 +67,7 @@ impl DecodedBatch {
             tombstones: counts_second.0,
             ahead: counts_second.1,
             event_time_max: self.event_time_max,
+            leader_epoch: self.leader_epoch,
         };
         (below, from)
     }
@@ -94,6 +96,10 @@ impl DecodedBatch {
             joined.tombstones += next.tombstones;
             joined.ahead += next.ahead;
             joined.event_time_max = next.event_time_max;
+            joined.leader_epoch = match next.range.is_empty() {
+                true => joined.leader_epoch,
+                false => next.leader_epoch,
+            };
             events.push(next.events);
         }
         events.retain(|batch| batch.num_rows() > 0);

@@ -215,6 +215,7 @@ impl Decoder {
             tombstones,
             ahead,
             event_time_max: max.event_time_max,
+            leader_epoch: raw.leader_epoch,
         }
     }
 

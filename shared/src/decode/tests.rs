@@ -48,7 +48,7 @@ pub(super) fn raw<V: AsRef<[u8]>>(values: impl IntoIterator<Item = V>) -> RawBat
         })
         .collect();
     let end = Offset(100 + i64::try_from(records.len()).unwrap());
-    RawBatch { partition: PartitionId(3), range: OffsetRange::new(Offset(100), end), records }
+    RawBatch { partition: PartitionId(3), range: OffsetRange::new(Offset(100), end), records, leader_epoch: None }
 }
 
 pub(super) fn decode(config: &StreamConfig, raw: &RawBatch) -> DecodedBatch {

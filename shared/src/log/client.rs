@@ -250,7 +250,7 @@ impl LogClient {
         }
     }
 
-    fn error(&self, operation: String, e: NativeError) -> Error {
+    pub(super) fn error(&self, operation: String, e: NativeError) -> Error {
         match e.code {
             Code::RD_KAFKA_RESP_ERR__TIMED_OUT
             | Code::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE

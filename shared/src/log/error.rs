@@ -75,6 +75,14 @@ pub enum Error {
         "the log's offsets went backwards. topic=`{topic}`, partition=`{partition}`, expected=`{expected}`, found=`{found}`"
     )]
     OffsetBackwards { topic: String, partition: PartitionId, expected: Offset, found: Offset },
+    /// The log was cut off at its end, behind what had been read: an unclean leader election, or a broker that lost its
+    /// disk. The offsets from `end` on are, or will be, those of other records.
+    #[error(
+        "the log was cut off at its end (an unclean leader election, or a broker that lost its disk): offsets [{end}, {position}) of \
+         partition {partition} were read and are gone, and other records get their numbers; what was counted stays, to go on \
+         declare the stream under another name. topic=`{topic}`"
+    )]
+    LogTruncated { topic: String, partition: PartitionId, end: Offset, position: Offset },
     /// The wanted offsets are archived: read them from the master dataset, then go on from `archived_until`.
     /// `wanted` is `None` when the position does not name the partition, so stands at its origin.
     #[error(

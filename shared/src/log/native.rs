@@ -297,6 +297,8 @@ pub(super) struct Record<'a> {
     pub(super) value: Option<&'a [u8]>,
     /// Milliseconds since the epoch.
     pub(super) timestamp_millis: Option<i64>,
+    /// Of the leader that wrote it; `None` where the broker does not say.
+    pub(super) leader_epoch: Option<i32>,
     message: &'a sys::rd_kafka_message_t,
 }
 
@@ -380,6 +382,58 @@ impl<C: ConsumerContext + 'static> PartitionReader<C> {
         Ok(())
     }
 
+    /// As [`Self::start`], for partitions whose record in front of the offset was written in the named leader epoch: if
+    /// the log has been cut off in between, the partition's first entry is an error that says so, and nothing is read.
+    /// Blocks up to `timeout`.
+    pub(super) fn start_behind(
+        &mut self,
+        topic: &CStr,
+        starts: &[(PartitionId, Offset, i32)],
+        timeout: Duration,
+    ) -> Result<(), NativeError> {
+        let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        let client = self.client.client().native_ptr();
+        let mut metadata = std::ptr::null();
+        // SUBTLE: without it the client has not heard of the partitions, and refuses to seek in them.
+        // SAFETY: client and topic live; what is returned is destroyed, once.
+        unsafe {
+            let code = sys::rd_kafka_metadata(client, 0, self.topic.as_ptr(), &mut metadata, millis);
+            if code != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                return Err(NativeError::of(code));
+            }
+            sys::rd_kafka_metadata_destroy(metadata);
+        }
+        for (partition, offset, _) in starts {
+            self.start(*partition, *offset)?;
+        }
+        // SUBTLE: only a seek takes an epoch. What was fetched between the start and the seek is of an older version of
+        // the position, which is dropped when the queue is polled.
+        // SAFETY: all pointers live through the calls, which copy what they need; list and error are destroyed, once.
+        unsafe {
+            let list = sys::rd_kafka_topic_partition_list_new(i32::try_from(starts.len()).unwrap_or(0));
+            for (partition, offset, epoch) in starts {
+                let place = sys::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), partition.0);
+                (*place).offset = offset.0;
+                sys::rd_kafka_topic_partition_set_leader_epoch(place, *epoch);
+            }
+            let error = sys::rd_kafka_seek_partitions(client, list, millis);
+            let mut outcome = Ok(());
+            if !error.is_null() {
+                let (code, text) = (sys::rd_kafka_error_code(error), text(sys::rd_kafka_error_string(error)));
+                sys::rd_kafka_error_destroy(error);
+                outcome = Err(NativeError { code, text });
+            }
+            for i in 0..usize::try_from((*list).cnt).unwrap_or(0) {
+                let place = &*(*list).elems.add(i);
+                if place.err != Code::RD_KAFKA_RESP_ERR_NO_ERROR && outcome.is_ok() {
+                    outcome = Err(NativeError::of(place.err));
+                }
+            }
+            sys::rd_kafka_topic_partition_list_destroy(list);
+            outcome
+        }
+    }
+
     /// Waits up to `wait` for the first entry, then gives it and what else is there to `each`. Returns how many there were.
     pub(super) fn poll(&mut self, wait: Duration, mut each: impl FnMut(Entry<'_>)) -> usize {
         let millis = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
@@ -430,6 +484,7 @@ unsafe fn entry(message: &sys::rd_kafka_message_t) -> Entry<'_> {
             // SAFETY: the message lives, by contract.
             unsafe {
                 let millis = sys::rd_kafka_message_timestamp(message, &mut kind);
+                let epoch = sys::rd_kafka_message_leader_epoch(message);
                 let known = kind != sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && millis >= 0;
                 Entry::Record(Record {
                     partition,
@@ -437,6 +492,7 @@ unsafe fn entry(message: &sys::rd_kafka_message_t) -> Entry<'_> {
                     key: slice(message.key, message.key_len),
                     value: slice(message.payload, message.len),
                     timestamp_millis: known.then_some(millis),
+                    leader_epoch: (epoch >= 0).then_some(epoch),
                     message,
                 })
             }

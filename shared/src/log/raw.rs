@@ -42,6 +42,9 @@ pub struct RawReaderOptions {
     pub partitions: Option<BTreeSet<PartitionId>>,
     /// Only partitions of this shard.
     pub shard: Shard,
+    /// The leader epochs in which the records in front of the positions were written, as far as they are known: a log
+    /// that was cut off in between ends the reader with [`Error::LogTruncated`].
+    pub leader_epochs: BTreeMap<PartitionId, i32>,
 }
 
 impl RawReaderOptions {
@@ -61,6 +64,7 @@ impl Default for RawReaderOptions {
             topic_id: None,
             partitions: None,
             shard: Shard::WHOLE,
+            leader_epochs: BTreeMap::new(),
         }
     }
 }
@@ -114,7 +118,7 @@ impl RawReader {
         check_id(topic, options.topic_id.as_deref(), info.topic_id.as_deref())?;
         let topic_id = options.topic_id.take().or(info.topic_id);
         options.topic_id.clone_from(&topic_id);
-        let marks = client.watermarks(topic).await?;
+        let marks = settled_marks(client, topic, from, &options).await?;
         let starts = decide_starts(topic, &marks, from, &options)?;
 
         let Reports { log_end: log_end_tx, health: health_tx } = reports;
@@ -132,9 +136,20 @@ impl RawReader {
         let mut reader = PartitionReader::new(consumer, &topic_name(topic)?, POLL_ENTRIES)
             .map_err(|e| Error::client("read the topic", e.text))?;
         let mut positions = BTreeMap::new();
+        let mut behind = Vec::new();
         for (partition, offset) in &starts {
-            reader.start(*partition, *offset).map_err(|e| Error::client("read the topic", e.text))?;
             positions.insert(*partition, *offset);
+            let wanted = from.get(*partition).is_some_and(|from| from == *offset && from > Offset(0));
+            match options.leader_epochs.get(partition).filter(|_| wanted) {
+                Some(epoch) => behind.push((*partition, *offset, *epoch)),
+                None => reader.start(*partition, *offset).map_err(|e| Error::client("read the topic", e.text))?,
+            }
+        }
+        if !behind.is_empty() {
+            let name = topic_name(topic)?;
+            let start = move || reader.start_behind(&name, &behind, EXPLAIN_TIMEOUT).map(|()| reader);
+            let started = tokio::task::spawn_blocking(start).await.map_err(|e| Error::client("read the topic", e))?;
+            reader = started.map_err(|e| client.error("read the topic".to_owned(), e))?;
         }
         let thread = ReaderThread {
             topic: topic.to_owned(),
@@ -225,6 +240,9 @@ const POLL_WAIT: Duration = Duration::from_millis(100);
 
 /// How long a reader that ends asks the cluster why.
 const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often, and after how long, a log is looked at again that ends before what was read of it.
+const LOOKS: usize = 4;
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 fn check_id(topic: &str, expected: Option<&str>, found: Option<&str>) -> Result<()> {
     match (expected, found) {
@@ -234,6 +252,27 @@ fn check_id(topic: &str, expected: Option<&str>, found: Option<&str>) -> Result<
             found: found.to_owned(),
         }),
         _ => Ok(()),
+    }
+}
+
+/// The marks of all partitions, once none of them ends before `from`, or that has been so for a while: a leader that was
+/// elected a moment ago can lag behind what others have read of the one before it.
+async fn settled_marks(
+    client: &LogClient,
+    topic: &str,
+    from: &OffsetVector,
+    options: &RawReaderOptions,
+) -> Result<BTreeMap<PartitionId, (Offset, Offset)>> {
+    let mut looks = 1;
+    loop {
+        let marks = client.watermarks(topic).await?;
+        let ends_before =
+            |(p, from): (PartitionId, Offset)| options.wants(p) && marks.get(&p).is_some_and(|(_, high)| *high < from);
+        if looks >= LOOKS || !from.iter().any(ends_before) {
+            return Ok(marks);
+        }
+        looks += 1;
+        clock::sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -251,6 +290,9 @@ fn decide_starts(
     let mut starts = BTreeMap::new();
     for (partition, (low, high)) in all.into_iter().filter(|(p, _)| options.wants(*p)) {
         let start = from.get(partition).unwrap_or(low);
+        if high < start && marks.contains_key(&partition) {
+            return Err(Error::LogTruncated { topic: topic.to_owned(), partition, end: high, position: start });
+        }
         if start < low || high < start {
             return Err(Error::OffsetLost { topic: topic.to_owned(), partition, wanted: start, low, high });
         }
@@ -484,7 +526,7 @@ impl ReaderThread {
                 _ => {
                     ends.push((partition, offset));
                     if offset > *position {
-                        open.entry(partition).or_insert_with(|| Builder::new(partition, *position)).end = offset;
+                        open.entry(partition).or_insert_with(|| Builder::new(partition, *position)).pass(offset);
                         *position = offset;
                     }
                 }
@@ -531,8 +573,15 @@ impl ReaderThread {
                 if let Err(replaced) = self.check_topic() {
                     return replaced;
                 }
-                let (low, high) = self.bounds(partition).unwrap_or((Offset(-1), Offset(-1)));
-                Error::OffsetLost { topic: self.topic.clone(), partition, wanted, low, high }
+                let topic = self.topic.clone();
+                if let Some(end) = truncated_at(&error.text) {
+                    return Error::LogTruncated { topic, partition, end: end.min(wanted), position: wanted };
+                }
+                let (low, high) = self.bounds(partition, wanted).unwrap_or((Offset(-1), Offset(-1)));
+                match (Offset(0)..wanted).contains(&high) {
+                    true => Error::LogTruncated { topic, partition, end: high, position: wanted },
+                    false => Error::OffsetLost { topic, partition, wanted, low, high },
+                }
             }
             Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
             | Code::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
@@ -551,16 +600,33 @@ impl ReaderThread {
         }
     }
 
-    /// First and last stable offset, for a message; `None` if the cluster does not answer.
-    fn bounds(&self, partition: PartitionId) -> Option<(Offset, Offset)> {
+    /// First and last stable offset, that of a leader which has caught up with `wanted` if there is one; `None` if the
+    /// cluster does not answer.
+    fn bounds(&self, partition: PartitionId, wanted: Offset) -> Option<(Offset, Offset)> {
         let count = usize::try_from(partition.0).ok()? + 1;
         let topic = topic_name(&self.topic).ok()?;
         let list = |spec| {
             let listed = native::list_offsets(self.reader.client(), &topic, count, spec, EXPLAIN_TIMEOUT);
             listed.ok().and_then(|offsets| offsets.get(&partition).copied())
         };
+        for _ in 1..LOOKS {
+            let (low, high) = (list(OffsetSpec::Earliest)?, list(OffsetSpec::Latest)?);
+            if wanted <= high {
+                return Some((low, high));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
         Some((list(OffsetSpec::Earliest)?, list(OffsetSpec::Latest)?))
     }
+}
+
+/// Where the log ends now, in what librdkafka says when it finds that it was cut off.
+fn truncated_at(text: &str) -> Option<Offset> {
+    let is_truncation = text.contains("truncation detected") || text.contains("No epoch found");
+    let (_, end) = text.split_once("broker end offset is ").filter(|_| is_truncation)?;
+    let number: String = end.chars().take_while(|c| c.is_ascii_digit() || *c == '-').collect();
+    // -1: it has no epoch as old as that, so nothing of it is left.
+    number.parse().ok().map(|end: i64| Offset(end.max(0)))
 }
 
 /// Whether librdkafka goes on by itself after `code`. Unknown ones end the reader: it is restarted, and nothing is skipped.
@@ -593,6 +659,7 @@ struct Builder {
     end: Offset,
     bytes: BytesMut,
     items: Vec<Item>,
+    leader_epoch: Option<i32>,
 }
 
 struct Item {
@@ -605,7 +672,7 @@ struct Item {
 
 impl Builder {
     fn new(partition: PartitionId, start: Offset) -> Self {
-        Self { partition, start, end: start, bytes: BytesMut::new(), items: Vec::new() }
+        Self { partition, start, end: start, bytes: BytesMut::new(), items: Vec::new(), leader_epoch: None }
     }
 
     fn push(&mut self, record: &Record<'_>) {
@@ -622,6 +689,14 @@ impl Builder {
         let timestamp = record.timestamp_millis.and_then(|millis| millis.checked_mul(1000));
         self.items.push(Item { offset: record.offset, timestamp, key_end, value_end, headers });
         self.end = Offset(record.offset.0 + 1);
+        self.leader_epoch = record.leader_epoch;
+    }
+
+    /// Up to `offset` there is nothing but control records and holes.
+    fn pass(&mut self, offset: Offset) {
+        self.end = offset;
+        // A control record may be of a later leader, which nothing tells.
+        self.leader_epoch = None;
     }
 
     fn finish(self) -> RawBatch {
@@ -640,7 +715,8 @@ impl Builder {
             RawRecord { offset: item.offset, timestamp: item.timestamp, key, value, headers: item.headers }
         };
         let records = self.items.into_iter().map(record).collect();
-        RawBatch { partition: self.partition, range: OffsetRange::new(self.start, self.end), records }
+        let range = OffsetRange::new(self.start, self.end);
+        RawBatch { partition: self.partition, range, records, leader_epoch: self.leader_epoch }
     }
 }
 

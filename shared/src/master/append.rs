@@ -12,7 +12,7 @@ use deltalake_core::kernel::{Action, Transaction};
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use serde_json::json;
 
-use super::snapshot::app_id;
+use super::snapshot::{app_id, epoch_app_id};
 use super::table::{Change, Committed};
 use super::write::{Files, write};
 use super::{Error, MasterDataset, MasterSnapshot, reload, schema};
@@ -109,7 +109,7 @@ impl MasterDataset {
             let adds = if mutant::is(Mutant::OffsetsBeforeData) { &[] } else { adds.as_slice() };
             let change = Change {
                 actions: adds.iter().cloned().map(Action::Add).collect(),
-                txns: self.txns(&ranges),
+                txns: self.txns(&ranges, batches),
                 operation: append_operation(),
                 note: json!({"ranges": ranges}),
             };
@@ -190,10 +190,17 @@ impl MasterDataset {
         }
     }
 
-    fn txns(&self, ranges: &BTreeMap<PartitionId, OffsetRange>) -> Vec<Transaction> {
+    /// The offsets, and the leader epoch in front of each.
+    fn txns(&self, ranges: &BTreeMap<PartitionId, OffsetRange>, batches: &[Arc<DecodedBatch>]) -> Vec<Transaction> {
+        let key = &self.inner.topic_key;
         let low = i64::from(mutant::is(Mutant::TxnOffByOne));
-        let next = |range: &OffsetRange| Offset(range.end.0 - low);
-        ranges.iter().map(|(partition, range)| transaction(&self.inner.topic_key, *partition, next(range))).collect()
+        let offsets = ranges.iter().map(|(p, range)| transaction(key, *p, Offset(range.end.0 - low)));
+        let last = |p| batches.iter().rev().find(move |batch| batch.partition == p && !batch.range.is_empty());
+        let epochs = ranges.keys().map(|p| {
+            let epoch = last(*p).and_then(|batch| batch.leader_epoch).map_or(-1, i64::from);
+            Transaction::new_with_last_update(epoch_app_id(key, *p), epoch, Some(clock::now().timestamp_millis()))
+        });
+        offsets.chain(epochs).collect()
     }
 
     pub(super) async fn checkpoint_if_due(&self, version: u64) {

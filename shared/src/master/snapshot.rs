@@ -156,6 +156,12 @@ impl MasterSnapshot {
         Ok(maximum.event_time_max)
     }
 
+    /// The epoch of the leader that wrote what lies in front of the end of what is archived; `None` if it is not known.
+    fn leader_epoch(&self, partition: PartitionId) -> Option<i32> {
+        let epoch = self.state.txns.get(&epoch_app_id(self.topic_key.as_deref()?, partition)).copied()?;
+        i32::try_from(epoch).ok().filter(|epoch| *epoch >= 0)
+    }
+
     /// Where decoding goes on in each partition of which something is archived.
     ///
     /// # Errors
@@ -168,7 +174,8 @@ impl MasterSnapshot {
                     true => None,
                     false => self.event_time_max_at(partition, archived_until).await?,
                 };
-                Ok((partition, Seed { archived_until, event_time_max }))
+                let leader_epoch = self.leader_epoch(partition);
+                Ok((partition, Seed { archived_until, event_time_max, leader_epoch }))
             })
             .buffer_unordered(8)
             .try_collect()
@@ -198,6 +205,11 @@ pub(super) fn app_id(topic_key: &str, partition: PartitionId) -> String {
     format!("watershed/{topic_key}/{partition}")
 }
 
+/// The application whose `txn` has the leader epoch of what lies in front of a partition's; -1 where it is not known.
+pub(super) fn epoch_app_id(topic_key: &str, partition: PartitionId) -> String {
+    format!("watershed-leader-epoch/{topic_key}/{partition}")
+}
+
 fn parse_app_id(app: &str) -> Option<(&str, PartitionId)> {
     let (key, partition) = app.strip_prefix("watershed/")?.rsplit_once('/')?;
     Some((key, PartitionId(partition.parse().ok()?)))
@@ -213,5 +225,6 @@ mod tests {
         assert_eq!(parse_app_id(&app), Some(("a/b", PartitionId(12))));
         assert_eq!(parse_app_id("watershed-compaction"), None);
         assert_eq!(parse_app_id("another/app/1"), None);
+        assert_eq!(parse_app_id(&epoch_app_id("a/b", PartitionId(12))), None);
     }
 }

@@ -75,6 +75,7 @@ fn events_at(partition: i32, range: OffsetRange, offsets: &[i64], at: impl Fn(i6
         tombstones: 0,
         ahead: 0,
         event_time_max: None,
+        leader_epoch: None,
     }
 }
 

@@ -144,6 +144,7 @@ impl Log {
             tombstones: 0,
             ahead: 0,
             event_time_max: None,
+            leader_epoch: None,
         }
     }
 }

@@ -176,7 +176,7 @@ fn a_record_decodes_in_a_batch_as_it_does_alone() {
         let (mut events, mut dead, mut tombstones, mut ahead) = (0, 0, 0, 0);
         for record in &raw.records {
             let range = OffsetRange::new(record.offset, Offset(record.offset.0 + 1));
-            let one = RawBatch { partition: raw.partition, range, records: vec![record.clone()] };
+            let one = RawBatch { partition: raw.partition, range, records: vec![record.clone()], leader_epoch: None };
             let one = decoder.decode(&one, &mut alone);
             assert_eq!(one.events.num_rows() + one.dead_letters.len() + usize::try_from(one.tombstones).unwrap(), 1);
             if config.format == Format::Json && one.events.num_rows() == 1 {
@@ -222,7 +222,7 @@ fn a_part_of_a_batch_is_what_its_records_decode_to() {
             let at = Offset(offset.clamp(raw.range.start.0, raw.range.end.0));
             let part = |range: OffsetRange| {
                 let records = raw.records.iter().filter(|r| range.contains(r.offset)).cloned().collect();
-                RawBatch { partition: raw.partition, range, records }
+                RawBatch { partition: raw.partition, range, records, leader_epoch: None }
             };
             let mut max = start;
             assert_same(&below, &decoder.decode(&part(OffsetRange::new(raw.range.start, at)), &mut max));

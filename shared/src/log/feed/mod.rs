@@ -30,6 +30,8 @@ pub struct Seed {
     pub archived_until: Offset,
     /// The running maximum in front of `archived_until`, in microseconds.
     pub event_time_max: Option<i64>,
+    /// The epoch of the leader that wrote what lies in front of `archived_until`, if that is known.
+    pub leader_epoch: Option<i32>,
 }
 
 /// Why it is not known where the master dataset ends.
@@ -38,7 +40,7 @@ pub type SeedsError = Box<dyn std::error::Error + Send + Sync>;
 /// Knows where the master dataset of a stream ends.
 ///
 /// # Contract
-/// `archived_until` never goes back. A partition of which nothing is archived is left out, and is then read from its first
+/// `archived_until` never goes back. An [`Error`] of the log itself ends a fetch at once, anything else is tried again. A partition of which nothing is archived is left out, and is then read from its first
 /// offset in the log; or it stands with its recorded origin.
 #[async_trait]
 pub trait Seeds: Send + Sync {
@@ -238,6 +240,12 @@ impl Shared {
         position.iter().any(|(p, o)| next(p).is_none_or(|next| o > next))
     }
 
+    /// Ends the fetch, for all.
+    fn fail(&self, error: &Error) {
+        self.state.lock().failed.get_or_insert_with(|| error.clone());
+        self.tell();
+    }
+
     fn tell(&self) {
         self.changes.send_modify(|n| *n += 1);
     }
@@ -248,6 +256,7 @@ impl Shared {
         for attempt in 1.. {
             match self.seeds.resume().await {
                 Ok(seeds) => return Ok(seeds),
+                Err(error) if error.is::<Error>() => return Err(*error.downcast().expect("it is one")),
                 Err(error) if attempt < SEED_ATTEMPTS => {
                     tracing::warn!(
                         stream = self.config.name,
@@ -270,11 +279,16 @@ const SEED_ATTEMPTS: u32 = 8;
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// Opens a raw reader; a cluster that does not answer is waited for.
-async fn open_patiently(shared: &Shared, from: &OffsetVector, reports: &Reports) -> Result<RawReader> {
+async fn open_patiently(
+    shared: &Shared,
+    from: &OffsetVector,
+    options: RawReaderOptions,
+    reports: &Reports,
+) -> Result<RawReader> {
     let mut pause = Duration::from_millis(100);
     loop {
         let opened =
-            RawReader::open_reporting(&shared.client, &shared.config.topic, from, shared.raw.clone(), reports.clone())
+            RawReader::open_reporting(&shared.client, &shared.config.topic, from, options.clone(), reports.clone())
                 .await;
         match opened {
             Err(error) if error.is_transient() => {
@@ -344,7 +358,9 @@ async fn fetch_while_wanted(shared: &Shared) -> Result<Wanted> {
     let seeds = shared.seeds().await?;
     let from = seeds.iter().map(|(p, s)| (*p, s.archived_until)).collect();
     let mut decoding = Decoding::new(&shared.config, seeds.iter().map(|(p, s)| (*p, s.event_time_max)))?;
-    let mut raw = open_patiently(shared, &from, &shared.reports).await?;
+    let leader_epochs = seeds.iter().filter_map(|(p, s)| Some((*p, s.leader_epoch?))).collect();
+    let options = RawReaderOptions { leader_epochs, ..shared.raw.clone() };
+    let mut raw = open_patiently(shared, &from, options, &shared.reports).await?;
     {
         let start = |(p, offset): (PartitionId, Offset)| {
             // Before offset 0 there is nothing, whatever is archived.

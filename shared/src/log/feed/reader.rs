@@ -153,6 +153,13 @@ impl FeedReader {
         };
         for (partition, wanted) in self.position.iter() {
             let (low, high) = marks.get(&partition).copied().unwrap_or((Offset(0), Offset(0)));
+            if wanted > high && marks.contains_key(&partition) {
+                self.shared.detach(self.id);
+                let error = Error::LogTruncated { topic: topic.clone(), partition, end: high, position: wanted };
+                // Nobody reads on: the next offsets are not those of the events that this reader waits for.
+                self.shared.fail(&error);
+                return Err(error);
+            }
             if wanted > high {
                 self.shared.detach(self.id);
                 return Err(Error::OffsetLost { topic: topic.clone(), partition, wanted, low, high });

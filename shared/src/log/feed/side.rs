@@ -97,7 +97,7 @@ async fn read(
     let Beginning { from, maxima } = begin(shared, position, maxima).await?;
     let mut decoding = Decoding::new(&shared.config, maxima)?;
     // What it sees of the log's end is of no interest: the shared fetch reports that.
-    let mut raw = match open_patiently(shared, &from, &Reports::default()).await {
+    let mut raw = match open_patiently(shared, &from, shared.raw.clone(), &Reports::default()).await {
         Err(lost @ Error::OffsetLost { .. }) => return Err(archived_or(shared, lost).await),
         opened => opened?,
     };

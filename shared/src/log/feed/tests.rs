@@ -64,6 +64,7 @@ impl Fixture {
                 partition: batch.partition,
                 range: OffsetRange::new(Offset(0), Offset(0)),
                 records: Vec::new(),
+                leader_epoch: None,
             });
             all.range.end = batch.range.end;
             all.records.extend(batch.records);
@@ -81,7 +82,7 @@ impl Fixture {
     fn seed(&self, partition: PartitionId, offset: Offset) -> Seed {
         let (below, _) = self.whole[&partition].clone().split_at(offset);
         let event_time_max = if offset == Offset(0) { None } else { below.event_time_max };
-        Seed { archived_until: offset, event_time_max }
+        Seed { archived_until: offset, event_time_max, leader_epoch: None }
     }
 
     fn feed(&self, archived: &Arc<Archived>, window_bytes: usize, batch: usize) -> StreamFeed {
@@ -305,7 +306,7 @@ fn the_window_stays_within_its_bytes() {
     let mut decoder = Decoder::new(&config).unwrap();
     let mut batch = |start: i64| {
         let range = OffsetRange::new(Offset(start), Offset(start + 1));
-        let raw = RawBatch { partition: PartitionId(0), range, records: Vec::new() };
+        let raw = RawBatch { partition: PartitionId(0), range, records: Vec::new(), leader_epoch: None };
         decoder.decode(&raw, &mut RunningMaximum::default())
     };
     let one = {

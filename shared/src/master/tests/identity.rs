@@ -134,6 +134,7 @@ fn random_batch(rng: &mut StdRng, schema: &SchemaRef, partition: i32, start: i64
         tombstones: 0,
         ahead: 0,
         event_time_max: None,
+        leader_epoch: None,
     }
 }
 

@@ -117,7 +117,7 @@ async fn the_running_maximum_comes_from_the_last_row_below() {
     }
     assert_eq!(snapshot.event_time_max_at(PartitionId(1), Offset(9)).await.unwrap(), None);
     assert!(snapshot.event_time_max_at(p, Offset(14)).await.is_err());
-    let seed = Seed { archived_until: Offset(13), event_time_max: Some(50) };
+    let seed = Seed { archived_until: Offset(13), event_time_max: Some(50), leader_epoch: None };
     assert_eq!(Seeds::resume(&dataset).await.unwrap(), [(p, seed)].into());
 
     // One that is just not too far ahead counts.
