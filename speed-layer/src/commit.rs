@@ -98,6 +98,15 @@ impl Committer {
     /// Brings the store to `image`, durably. Blocks. After an error nothing is known to be written, and all is tried
     /// again next time.
     fn commit(&mut self, image: Image) -> Result<(), StoreError> {
+        let done = self.try_commit(image);
+        if let Err(StoreError::Emptied) = done {
+            self.written.clear();
+            self.stray.clear();
+        }
+        done
+    }
+
+    fn try_commit(&mut self, image: Image) -> Result<(), StoreError> {
         let mut changes: Vec<Change> = Vec::new();
         let mut bytes = 0;
         let mut written: BTreeMap<LineKey, BTreeMap<RunId, Entry>> = BTreeMap::new();

@@ -17,6 +17,10 @@ pub enum StoreError {
     /// Another process has it.
     #[error("the delta store is in use by another process. path=`{0}`")]
     InUse(String),
+    /// What was written is gone: it was damaged, and is set aside. Write everything again.
+    #[error("the delta store was damaged, and is empty now")]
+    Emptied,
+    /// It may be able to write again at any time: try again.
     #[error("{0}")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use watershed_shared::abort_point;
 
 use super::{Change, DeltaStore, StoreError};
@@ -10,9 +11,22 @@ use super::{Change, DeltaStore, StoreError};
 const CACHE_BYTES: u64 = 32 << 20;
 const TREE: &str = "delta";
 
+/// What a commit may take at once, generously: with less room than that a failure is no damage.
+const ROOM_BYTES: usize = 1 << 20;
+
 /// A delta store in a folder.
+///
+/// SUBTLE: once a write has failed, as on a full disk, sled answers everything with that error for ever. So a store that
+/// has failed is closed, and opened again by the next call.
 #[derive(Debug)]
 pub struct SledStore {
+    path: PathBuf,
+    /// `None` after a failure.
+    opened: Mutex<Option<Opened>>,
+}
+
+#[derive(Debug)]
+struct Opened {
     db: sled::Db,
     tree: sled::Tree,
 }
@@ -20,25 +34,62 @@ pub struct SledStore {
 impl SledStore {
     /// Opens the store in `path`, or makes it. Blocks.
     ///
-    /// A store that sled cannot open is renamed to `<path>.damaged-<n>` and replaced by an empty one.
+    /// A store that sled cannot open is renamed to `<path>.damaged-<n>` and replaced by an empty one, unless there is no
+    /// room on the disk: it may be whole.
     ///
     /// # Errors
     /// [`StoreError::InUse`] when another process has it; when the folder can neither be opened nor set aside.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let error = match try_open(path) {
-            Ok(store) => return Ok(store),
-            Err(error @ StoreError::InUse(_)) => return Err(error),
-            Err(error) => error,
-        };
-        let aside = set_aside(path).map_err(|e| StoreError::Failed(Box::new(e)))?;
-        abort_point!(process "speed.set_aside");
-        tracing::warn!(path = %path.display(), aside = %aside.display(), %error, "delta store damaged: set aside, replaying");
-        try_open(path)
+        let (opened, _) = open_or_set_aside(path)?;
+        Ok(Self { path: path.to_owned(), opened: Mutex::new(Some(opened)) })
+    }
+
+    /// Runs `work`, on a store that is opened again if it has failed before.
+    fn with<T>(&self, work: impl FnOnce(&Opened) -> Result<T, sled::Error>) -> Result<T, StoreError> {
+        let mut opened = self.opened.lock();
+        if opened.is_none() {
+            let (again, emptied) = open_or_set_aside(&self.path)?;
+            *opened = Some(again);
+            if emptied {
+                return Err(StoreError::Emptied);
+            }
+            tracing::info!(path = %self.path.display(), "the delta store, which had failed, is open again");
+        }
+        let store = opened.as_ref().expect("it was opened above");
+        let result = caught(|| work(store));
+        if result.is_err() {
+            *opened = None;
+        }
+        result
     }
 }
 
-fn try_open(path: &Path) -> Result<SledStore, StoreError> {
-    let open = || -> Result<SledStore, sled::Error> {
+/// Opens the store in `path`; also answers whether it had to be replaced by an empty one.
+fn open_or_set_aside(path: &Path) -> Result<(Opened, bool), StoreError> {
+    let error = match try_open(path) {
+        Ok(store) => return Ok((store, false)),
+        Err(error @ StoreError::InUse(_)) => return Err(error),
+        Err(error) => error,
+    };
+    if let Some(Err(full)) = path.parent().map(has_room) {
+        return Err(StoreError::Failed(Box::new(full)));
+    }
+    let aside = set_aside(path).map_err(|e| StoreError::Failed(Box::new(e)))?;
+    abort_point!(process "speed.set_aside");
+    tracing::warn!(path = %path.display(), aside = %aside.display(), %error, "delta store damaged: set aside, replaying");
+    Ok((try_open(path)?, true))
+}
+
+fn has_room(folder: &Path) -> std::io::Result<()> {
+    let probe = folder.join(format!(".room-{}", std::process::id()));
+    let outcome = std::fs::write(&probe, vec![0; ROOM_BYTES]);
+    // If it was not even made there is nothing to remove.
+    drop(std::fs::remove_file(&probe));
+    outcome
+}
+
+fn try_open(path: &Path) -> Result<Opened, StoreError> {
+    let open = || -> Result<Opened, sled::Error> {
         // Compression is off: what is worth compressing has been compressed. Commits flush by themselves.
         let db = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None).open()?;
         let tree = db.open_tree(TREE)?;
@@ -46,16 +97,14 @@ fn try_open(path: &Path) -> Result<SledStore, StoreError> {
         for entry in &tree {
             entry?;
         }
-        Ok(SledStore { db, tree })
+        Ok(Opened { db, tree })
     };
     // sled panics on some damages.
-    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(open)) {
-        Ok(Ok(store)) => Ok(store),
-        Ok(Err(sled::Error::Io(e))) if e.to_string().contains("could not acquire lock") => {
+    match caught(open) {
+        Err(error) if error.to_string().contains("could not acquire lock") => {
             Err(StoreError::InUse(path.display().to_string()))
         }
-        Ok(Err(error)) => Err(failed(error)),
-        Err(_) => Err(StoreError::Failed("sled panicked".into())),
+        result => result,
     }
 }
 
@@ -73,14 +122,13 @@ fn set_aside(path: &Path) -> std::io::Result<PathBuf> {
 
 impl DeltaStore for SledStore {
     fn scan(&self, each: &mut dyn FnMut(&[u8], &[u8])) -> Result<(), StoreError> {
-        let scan = || {
-            for entry in &self.tree {
+        self.with(|store| {
+            for entry in &store.tree {
                 let (key, value) = entry?;
                 each(&key, &value);
             }
             Ok(())
-        };
-        caught(scan)
+        })
     }
 
     fn apply(&self, changes: Vec<Change>) -> Result<(), StoreError> {
@@ -91,21 +139,17 @@ impl DeltaStore for SledStore {
                 None => batch.remove(key),
             }
         }
-        caught(|| self.tree.apply_batch(batch))
+        self.with(|store| store.tree.apply_batch(batch))
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        caught(|| self.db.flush().map(|_| ()))
+        self.with(|store| store.db.flush().map(|_| ()))
     }
 }
 
 fn caught<T>(work: impl FnOnce() -> Result<T, sled::Error>) -> Result<T, StoreError> {
     match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
-        Ok(result) => result.map_err(failed),
+        Ok(result) => result.map_err(|error| StoreError::Failed(Box::new(error))),
         Err(_) => Err(StoreError::Failed("sled panicked".into())),
     }
-}
-
-fn failed(error: sled::Error) -> StoreError {
-    StoreError::Failed(Box::new(error))
 }

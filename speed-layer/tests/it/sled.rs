@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng};
 use tokio::sync::watch;
 use watershed_shared::delta::DeltaService;
 use watershed_shared::offsets::{Cut, OffsetVector, PartitionId};
-use watershed_speed_layer::{SledStore, StoreError, ViewPlan};
+use watershed_speed_layer::{DeltaStore, SledStore, StoreError, ViewPlan};
 
 use crate::world::{Log, Running, Sums, check_cut, options, plan};
 
@@ -132,4 +132,63 @@ fn damage(path: &Path, random: &mut StdRng) {
         }
     }
     std::fs::write(file, bytes).unwrap();
+}
+
+/// Where the test below finds a small disk, once it has started itself again to have one.
+const DISK: &str = "WATERSHED_TEST_DISK";
+
+#[test]
+fn a_store_whose_disk_was_full_is_used_again_once_there_is_room() {
+    let Some(disk) = std::env::var_os(DISK) else { return with_a_small_disk() };
+    let disk = Path::new(&disk);
+    let path = disk.join("delta");
+    let store = SledStore::open(&path).unwrap();
+    let value = |n: u8| vec![n; 60_000];
+    let write = |n: u8| store.apply(vec![(vec![n], Some(value(n)))]).and_then(|()| store.flush());
+    write(0).unwrap();
+    let filler = disk.join("filler");
+    // The last of it fails: then there is no room left.
+    std::fs::write(&filler, vec![1; 64 << 20]).unwrap_err();
+    let mut failed = None;
+    for n in 1..100 {
+        if let Err(error) = write(n) {
+            failed = Some((n, error));
+            break;
+        }
+    }
+    let (first, error) = failed.expect("there is no room");
+    assert!(matches!(error, StoreError::Failed(_)), "{error}");
+    write(first).expect_err("there is still no room");
+
+    std::fs::remove_file(&filler).unwrap();
+    // sled lets go of its files a moment after it has been dropped.
+    let again = (0..1_000).find_map(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        write(first).ok()
+    });
+    again.expect("it is used again");
+    let check = |store: &SledStore| {
+        let mut found = Vec::new();
+        store.scan(&mut |key, value| found.push((key.to_vec(), value.to_vec()))).unwrap();
+        let wanted: Vec<(Vec<u8>, Vec<u8>)> = (0..=first).map(|n| (vec![n], value(n))).collect();
+        assert!(found == wanted, "of {} values {} are there", wanted.len(), found.len());
+    };
+    check(&store);
+    let aside = std::fs::read_dir(disk).unwrap().count();
+    assert_eq!(aside, 1, "a full disk is no damage: nothing was set aside");
+}
+
+/// Runs the test above where a folder is a disk of its own, which nobody else sees.
+fn with_a_small_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = "mount -t tmpfs -o size=16m disk \"$0\" || exit 77; exec \"$@\"";
+    let test = "sled::a_store_whose_disk_was_full_is_used_again_once_there_is_room";
+    let mut again = std::process::Command::new("unshare");
+    again.args(["--mount", "sh", "-c", script]).arg(folder.path()).arg(std::env::current_exe().unwrap());
+    let ended = again.args(["--exact", test, "--nocapture"]).env(DISK, folder.path()).status();
+    match ended.map(|status| status.code()) {
+        Ok(Some(0)) => {}
+        Ok(Some(1 | 77)) => println!("left out: nothing can be mounted here (it takes root, or CAP_SYS_ADMIN)"),
+        other => panic!("it ended with {other:?}"),
+    }
 }
