@@ -173,6 +173,7 @@ impl Compiler {
             retain_key: time_key,
         };
         storable(&shape, text)?;
+        shape.check_order().map_err(|e| refuse::open_order(&e, text))?;
         let report = report(&ReportInputs { kind, shape: &shape, stream: &stream.name, columns: &columns });
         let definition = definition(&DefinitionInputs {
             shape: &shape,

@@ -31,6 +31,7 @@ mod split;
 mod states;
 #[cfg(test)]
 mod tests;
+mod total_order;
 mod trace;
 
 use std::sync::Arc;

@@ -13,6 +13,7 @@ use datafusion::logical_expr::{Expr, LogicalPlan, LogicalPlanBuilder, col, lit};
 use super::evaluate::{Below, ErrorSink, GuardTable};
 use super::split::{PlanPath, node_at, replace_at};
 use super::states::{AggregateCall, CallInput, Form, state_function};
+use super::total_order::{Keyed, hidden, orders_nothing, totally_ordered};
 use crate::record;
 
 /// The keys of a row view's rows; the last one only where an event can become several rows.
@@ -250,14 +251,48 @@ impl Shape {
             true => (self.key_count(), scan.build()?),
             false => (0, self.merged(scan, Form::MergeFinal)?.build()?),
         };
+        let mut columns = merged.schema().columns();
+        let rest = columns.split_off(first);
+        let keys = columns.into_iter().map(Expr::Column).collect();
+        self.in_total_order(merged, keys, rest)
+    }
+
+    /// Checks that all that depends on the order of rows above the states has one.
+    ///
+    /// # Errors
+    /// See [`totally_ordered`].
+    pub(crate) fn check_order(&self) -> Result<()> {
+        let at_split = self.at_split().clone();
+        let keys = if self.groups.is_rows() { vec![lit(0_i64); self.key_count()] } else { vec![] };
+        let columns = at_split.schema().columns();
+        self.in_total_order(at_split, keys, columns).map(|_| ())
+    }
+
+    /// The part of the SQL above the states over `columns` of `served`, which stand for those of the node that states
+    /// replace. `row_keys`: the keys of a row view's rows.
+    fn in_total_order(&self, served: LogicalPlan, row_keys: Vec<Expr>, columns: Vec<Column>) -> Result<LogicalPlan> {
         let original = self.at_split().schema();
-        let columns = merged.schema().columns().into_iter().skip(first);
-        let exprs = columns
-            .zip(original.iter())
-            .map(|(column, (qualifier, field))| Expr::Column(column).alias_qualified(qualifier.cloned(), field.name()));
-        let renamed = LogicalPlanBuilder::from(merged.clone()).project(exprs)?.build()?;
+        let named = |(column, (qualifier, field)): (Column, (Option<&TableReference>, &Arc<Field>))| {
+            Expr::Column(column).alias_qualified(qualifier.cloned(), field.name())
+        };
+        let exprs: Vec<Expr> = columns.into_iter().zip(original.iter()).map(named).collect();
+        let renamed = LogicalPlanBuilder::from(served.clone()).project(exprs.clone())?.build()?;
         check_replacement(renamed.schema(), original)?;
-        replace_at(&self.plan, &self.to_split, renamed)
+        if (0..self.to_split.len()).all(|depth| orders_nothing(node_at(&self.plan, &self.to_split[..depth]))) {
+            return replace_at(&self.plan, &self.to_split, renamed);
+        }
+        let leaf = if self.groups.is_rows() {
+            let keys = row_keys.into_iter().enumerate().map(|(i, key)| key.alias(hidden(i)));
+            let plan = LogicalPlanBuilder::from(served).project(exprs.into_iter().chain(keys))?.build()?;
+            let keys = (0..self.key_count()).map(|i| Column::new_unqualified(hidden(i))).collect();
+            Keyed { plan, keys }
+        } else {
+            let keys = renamed.schema().columns().into_iter().take(self.key_count()).collect();
+            Keyed { plan: renamed, keys }
+        };
+        let plan = totally_ordered(&self.plan, &self.to_split, leaf)?;
+        check_replacement(plan.schema(), self.plan.schema())?;
+        Ok(plan)
     }
 
     /// The filter that hides groups older than the bound; a group without a time stays.

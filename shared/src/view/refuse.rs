@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::keywords::Keyword;
 use super::error::CompileError;
 use super::place::{SqlPlace, SqlText};
 use super::session::StreamTable;
-use super::states::{OrderDependence, supported, supported_names};
+use super::states::{supported, supported_names};
 
 type Result<T> = std::result::Result<T, CompileError>;
 
@@ -422,13 +422,22 @@ pub(crate) fn aggregate(
     Ok(known)
 }
 
-/// What a report warns of in the part above the aggregate: results that the SQL leaves open.
-pub(crate) fn ambiguities(plan: &LogicalPlan) -> Vec<String> {
+/// What refuses a part above the aggregate whose result would depend on how rows happen to come.
+pub(crate) fn open_order(error: &DataFusionError, text: &SqlText) -> CompileError {
+    let message = without_prefix(&error.find_root().strip_backtrace());
+    match message.split_once("; ") {
+        Some((what, hint)) => CompileError::new(text.of_error(error), what).with_hint(hint),
+        None => CompileError::new(text.of_error(error), message),
+    }
+}
+
+/// What a report says of orders that the SQL leaves open, and the view decides by keys.
+pub(crate) fn left_open(plan: &LogicalPlan) -> Vec<String> {
     let mut found = vec![];
     let walked = plan.apply(|node| {
         match node {
             LogicalPlan::Limit(limit) if !matches!(limit.input.as_ref(), LogicalPlan::Sort(_)) => {
-                found.push("LIMIT without ORDER BY keeps whichever rows come first".to_string());
+                found.push("LIMIT without ORDER BY keeps the first rows by their keys".to_string());
             }
             LogicalPlan::Window(window) => {
                 for expr in &window.window_expr {
@@ -436,17 +445,7 @@ pub(crate) fn ambiguities(plan: &LogicalPlan) -> Vec<String> {
                         && call.params.order_by.is_empty()
                         && matches!(call.fun, WindowFunctionDefinition::WindowUDF(_))
                     {
-                        found.push(format!("{} without ORDER BY depends on the order of rows", call.fun.name()));
-                    }
-                }
-            }
-            LogicalPlan::Aggregate(aggregate) => {
-                for expr in &aggregate.aggr_expr {
-                    if let Expr::AggregateFunction(call) = expr.clone().unalias()
-                        && call.params.order_by.is_empty()
-                        && supported(call.func.name()).is_some_and(|s| s.order != OrderDependence::None)
-                    {
-                        found.push(format!("{} without ORDER BY depends on the order of rows", call.func.name()));
+                        found.push(format!("{} without ORDER BY takes rows by their keys", call.fun.name()));
                     }
                 }
             }

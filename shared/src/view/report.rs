@@ -86,7 +86,7 @@ pub(crate) fn report(inputs: &ReportInputs<'_>) -> Report {
         .filter(|a| a.keeps_every_value)
         .map(|a| format!("the state of {} keeps every value: it grows with each event", a.call))
         .collect();
-    warnings.extend(refuse::ambiguities(&shape.plan));
+    warnings.extend(refuse::left_open(&shape.plan));
     Report {
         kind: *kind,
         stream: (*stream).to_string(),

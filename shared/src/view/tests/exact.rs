@@ -214,6 +214,84 @@ exact! {
         "SELECT k, count(*) AS c, rank() OVER (ORDER BY count(*) DESC, k NULLS FIRST) AS place, \
          sum(count(*)) OVER (ORDER BY k NULLS FIRST) AS running FROM s GROUP BY k ORDER BY place, k NULLS FIRST LIMIT 3",
         ordered = ORDERED;
+    limit_with_ties: "SELECT k, count(*) % 2 AS c FROM s GROUP BY k ORDER BY c DESC LIMIT 3", ordered = ORDERED,
+        plain = "SELECT k, count(*) % 2 AS c FROM s GROUP BY k ORDER BY c DESC, k NULLS FIRST LIMIT 3";
+    offset_with_ties_of_a_key_that_is_not_shown:
+        "SELECT count(*) % 2 AS c, sum(i) AS t FROM s GROUP BY k, g ORDER BY c LIMIT 4 OFFSET 3", ordered = ORDERED,
+        plain = "SELECT count(*) % 2 AS c, sum(i) AS t FROM s GROUP BY k, g \
+         ORDER BY c, k NULLS FIRST, g NULLS FIRST LIMIT 4 OFFSET 3";
+    limit_without_order: "SELECT k, count(*) AS c FROM s GROUP BY k LIMIT 3", ordered = ORDERED,
+        plain = "SELECT k, count(*) AS c FROM s GROUP BY k ORDER BY k NULLS FIRST LIMIT 3";
+    limit_without_group_by: "SELECT count(*) AS c FROM s LIMIT 3";
+    limit_of_grouping_sets: "SELECT k, count(*) % 2 AS c FROM s GROUP BY ROLLUP (k) ORDER BY c LIMIT 4", ordered = ORDERED,
+        plain = "SELECT k, count(*) % 2 AS c FROM s GROUP BY ROLLUP (k) \
+         ORDER BY c, k NULLS FIRST, grouping(k) LIMIT 4";
+    windows_that_tell_peers_apart:
+        "SELECT k, g, row_number() OVER (PARTITION BY k ORDER BY count(*) % 2) AS r, ntile(3) OVER () AS q, \
+         lag(g) OVER (ORDER BY count(*) % 2 DESC) AS before, lead(k, 2) OVER (PARTITION BY g) AS behind, \
+         sum(count(*)) OVER (ORDER BY g ROWS BETWEEN 2 PRECEDING AND CURRENT ROW) AS moving, \
+         rank() OVER (ORDER BY count(*) % 2) AS place, sum(n2) OVER (ORDER BY count(*) % 2) AS running FROM \
+         (SELECT k, g, n % 2 AS n2 FROM s) GROUP BY k, g, n2",
+        plain = "SELECT k, g, row_number() OVER (PARTITION BY k ORDER BY count(*) % 2, g NULLS FIRST, n2) AS r, \
+         ntile(3) OVER (ORDER BY k NULLS FIRST, g NULLS FIRST, n2) AS q, \
+         lag(g) OVER (ORDER BY count(*) % 2 DESC, k NULLS FIRST, g NULLS FIRST, n2) AS before, \
+         lead(k, 2) OVER (PARTITION BY g ORDER BY k NULLS FIRST, n2) AS behind, \
+         sum(count(*)) OVER (ORDER BY g, k NULLS FIRST, n2 ROWS BETWEEN 2 PRECEDING AND CURRENT ROW) AS moving, \
+         rank() OVER (ORDER BY count(*) % 2) AS place, sum(n2) OVER (ORDER BY count(*) % 2) AS running FROM \
+         (SELECT k, g, n % 2 AS n2 FROM s) GROUP BY k, g, n2";
+    values_of_frames_with_ties:
+        "SELECT k, g, first_value(k) OVER (ORDER BY c) AS f, last_value(g) OVER (ORDER BY c) AS l, \
+         first_value(k) OVER (PARTITION BY g ORDER BY c RANGE BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS ff, \
+         last_value(k) OVER (ORDER BY c GROUPS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS ll, \
+         nth_value(k, 2) OVER (ORDER BY c ROWS BETWEEN 3 PRECEDING AND 3 FOLLOWING) AS n2, nth_value(g, 3) OVER () AS n3, \
+         first_value(g) IGNORE NULLS OVER (ORDER BY c, g, k) AS decided, \
+         array_agg(g) OVER (PARTITION BY k) AS a \
+         FROM (SELECT k, g, count(*) % 2 AS c FROM s GROUP BY k, g)",
+        plain = "SELECT k, g, first_value(k) OVER (ORDER BY c, k NULLS FIRST, g NULLS FIRST) AS f, \
+         last_value(g) OVER (PARTITION BY c ORDER BY k NULLS FIRST, g NULLS FIRST \
+           ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS l, \
+         first_value(k) OVER (PARTITION BY g, c ORDER BY k NULLS FIRST) AS ff, \
+         last_value(k) OVER (ORDER BY c, k NULLS FIRST, g NULLS FIRST \
+           ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS ll, \
+         nth_value(k, 2) OVER (ORDER BY c, k NULLS FIRST, g NULLS FIRST ROWS BETWEEN 3 PRECEDING AND 3 FOLLOWING) AS n2, \
+         nth_value(g, 3) OVER (ORDER BY k NULLS FIRST, g NULLS FIRST \
+           ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS n3, \
+         first_value(g) IGNORE NULLS OVER (ORDER BY c, g, k) AS decided, \
+         array_agg(g) OVER (PARTITION BY k ORDER BY g NULLS FIRST \
+           ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING) AS a \
+         FROM (SELECT k, g, count(*) % 2 AS c FROM s GROUP BY k, g)";
+    order_above_further_aggregates:
+        "SELECT c, count(*) % 2 AS m, array_agg(k) AS ks, string_agg(k, '+' ORDER BY t % 2) AS w, \
+         array_agg(DISTINCT t % 3) AS ts, row_number() OVER (ORDER BY count(*) % 2) AS r \
+         FROM (SELECT k, g, count(*) % 5 AS c, sum(n) AS t FROM s GROUP BY k, g) GROUP BY c ORDER BY m LIMIT 3",
+        ordered = ORDERED,
+        plain = "SELECT c, count(*) % 2 AS m, array_agg(k ORDER BY k NULLS FIRST, g NULLS FIRST) AS ks, \
+         string_agg(k, '+' ORDER BY t % 2, k NULLS FIRST, g NULLS FIRST) AS w, \
+         array_agg(DISTINCT t % 3 ORDER BY t % 3) AS ts, row_number() OVER (ORDER BY count(*) % 2, c) AS r \
+         FROM (SELECT k, g, count(*) % 5 AS c, sum(n) AS t FROM s GROUP BY k, g) GROUP BY c ORDER BY m, c LIMIT 3";
+    distinct_on_groups: "SELECT DISTINCT ON (c) c, k, g FROM (SELECT k, g, count(*) % 5 AS c FROM s GROUP BY k, g)",
+        plain = "SELECT DISTINCT ON (c) c, k, g FROM (SELECT k, g, count(*) % 5 AS c FROM s GROUP BY k, g) \
+         ORDER BY c, k NULLS FIRST, g NULLS FIRST";
+    distinct_in_order: "SELECT DISTINCT g, count(*) % 2 AS c FROM s GROUP BY k, g ORDER BY c LIMIT 5", ordered = ORDERED,
+        plain = "SELECT DISTINCT g, count(*) % 2 AS c FROM s GROUP BY k, g ORDER BY c, g NULLS FIRST LIMIT 5";
+    limit_of_a_join_above:
+        "SELECT a.c, d.weight FROM (SELECT k, count(*) % 2 AS c FROM s GROUP BY k) AS a LEFT JOIN dim AS d ON a.k = d.k \
+         ORDER BY a.c LIMIT 4", ordered = ORDERED,
+        plain = "SELECT a.c, d.weight FROM (SELECT k, count(*) % 2 AS c FROM s GROUP BY k) AS a \
+         LEFT JOIN dim AS d ON a.k = d.k ORDER BY a.c, a.k NULLS FIRST, d.name NULLS FIRST LIMIT 4";
+    limit_of_unnested_lists:
+        "SELECT t, c % 2 AS m FROM (SELECT unnest(array_agg(n)) AS t, count(*) AS c FROM s GROUP BY k) ORDER BY m LIMIT 5",
+        ordered = ORDERED,
+        plain = "SELECT t, m FROM (SELECT k, unnest(array_agg(n)) AS t, count(*) % 2 AS m FROM s GROUP BY k) \
+         ORDER BY m, k NULLS FIRST, t LIMIT 5";
+    rows_in_order_with_ties: "SELECT k, n % 3 AS m, _offset FROM s ORDER BY m LIMIT 7", ordered = ORDERED,
+        plain = "SELECT k, n % 3 AS m, _offset FROM s ORDER BY m, _partition, _offset LIMIT 7";
+    rows_with_a_limit: "SELECT k, i FROM s LIMIT 7", ordered = ORDERED,
+        plain = "SELECT k, i FROM s ORDER BY _partition, _offset LIMIT 7";
+    rows_with_windows_and_ties:
+        "SELECT k, i, row_number() OVER (PARTITION BY k ORDER BY g) AS r, lag(i) OVER () AS l FROM s",
+        plain = "SELECT k, i, row_number() OVER (PARTITION BY k ORDER BY g, _partition, _offset) AS r, \
+         lag(i) OVER (ORDER BY _partition, _offset) AS l FROM s";
     several_levels:
         "SELECT c, count(*) AS groups, sum(t) FROM (SELECT k, g, count(*) AS c, sum(i) AS t FROM s GROUP BY k, g) \
          GROUP BY c HAVING count(*) > 0";

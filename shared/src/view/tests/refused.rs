@@ -80,6 +80,17 @@ fn what_depends_on_all_events_below_the_aggregate() {
 }
 
 #[test]
+fn frames_whose_result_depends_on_the_order_of_peers() {
+    let over = |call: &str| format!("SELECT k, {call} FROM (SELECT k, count(*) AS c FROM s GROUP BY k)");
+    let words = "depends on the order of rows that its ORDER BY leaves open";
+    check(&over("^nth_value(k, 2) OVER (ORDER BY c)"), words);
+    check(&over("^nth_value(k, 2) OVER (ORDER BY c)"), "all keys (k)");
+    check(&over("^first_value(k) IGNORE NULLS OVER (ORDER BY c)"), words);
+    check(&over("^array_agg(k) OVER (ORDER BY c)"), words);
+    check(&over("^last_value(k) OVER (ORDER BY c RANGE BETWEEN 3 PRECEDING AND 1 PRECEDING)"), words);
+}
+
+#[test]
 fn subqueries_that_are_no_single_value() {
     check("SELECT count(*) FROM s WHERE n > (^SELECT weight FROM dim)", "more than one row");
     check(
