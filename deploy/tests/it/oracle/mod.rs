@@ -10,6 +10,7 @@ mod compare;
 mod coverage;
 pub(crate) mod events;
 pub(crate) mod log;
+mod recount;
 mod subject;
 mod truth;
 mod view;

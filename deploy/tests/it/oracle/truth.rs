@@ -24,7 +24,7 @@ pub(crate) struct ViewCase {
     pub(crate) by_k: bool,
 }
 
-const PLAIN: ViewCase =
+pub(super) const PLAIN: ViewCase =
     ViewCase { name: "", sql: "", extra: "", key: &[], truth: |_| vec![], fails: |_| false, by_k: false };
 
 impl std::fmt::Debug for ViewCase {
@@ -176,7 +176,7 @@ pub(crate) const TEXT_VIEWS: &[ViewCase] = &[
     },
 ];
 
-fn group<'a, K: Ord>(seen: &'a [Seen<'a>], key: impl Fn(&Row) -> K) -> BTreeMap<K, Vec<&'a Seen<'a>>> {
+pub(super) fn group<'a, K: Ord>(seen: &'a [Seen<'a>], key: impl Fn(&Row) -> K) -> BTreeMap<K, Vec<&'a Seen<'a>>> {
     let mut groups: BTreeMap<K, Vec<&Seen<'_>>> = BTreeMap::new();
     for event in seen {
         groups.entry(key(event.row)).or_default().push(event);
@@ -184,7 +184,7 @@ fn group<'a, K: Ord>(seen: &'a [Seen<'a>], key: impl Fn(&Row) -> K) -> BTreeMap<
     groups
 }
 
-fn sum(values: impl Iterator<Item = i64>) -> Value {
+pub(super) fn sum(values: impl Iterator<Item = i64>) -> Value {
     values.map(Some).reduce(|a, b| a.zip(b).map(|(a, b)| a.wrapping_add(b))).flatten().map_or(Value::Null, |s| json!(s))
 }
 
