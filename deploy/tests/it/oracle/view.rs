@@ -42,6 +42,8 @@ pub(crate) struct View {
     /// The greatest position that an answer of the running process had.
     answered: BTreeMap<i32, i64>,
     pub(crate) building: Option<String>,
+    /// An answer of the running process did not say `catching_up`: none may any longer.
+    pub(crate) caught_up: bool,
 }
 
 impl View {
@@ -55,6 +57,7 @@ impl View {
             hashes: BTreeMap::new(),
             answered: BTreeMap::new(),
             building: None,
+            caught_up: false,
         }
     }
 
@@ -83,7 +86,7 @@ impl View {
 
     /// A process has started. Answers whether a superseded definition is in its configuration: it stays away.
     pub(crate) fn started(&mut self) -> bool {
-        self.answered.clear();
+        self.asked_elsewhere();
         self.building = None;
         if self.known.insert(self.written) {
             self.configured = self.written;
@@ -94,6 +97,7 @@ impl View {
     /// Another process answers from now on: only `wait_for` says that it is as far as the one before.
     pub(crate) fn asked_elsewhere(&mut self) {
         self.answered.clear();
+        self.caught_up = false;
     }
 
     /// A build of the configured definition may publish from now on.
