@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
 use serde_json::{Value, json};
 
-use super::events::{ALLOWED_LATENESS, Format, Kind, MAX_AHEAD, Record, Row};
+use super::events::{ALLOWED_LATENESS, Format, Kind, MAX_AHEAD, Record, Row, decimal, rfc3339};
 use crate::harness::Client;
 
 /// Every record that was produced: per partition, offset and record.
 #[derive(Debug, Default)]
-pub(crate) struct Log(BTreeMap<i32, Vec<(i64, Record)>>);
+pub(crate) struct Log {
+    records: BTreeMap<i32, Vec<(i64, Record)>>,
+    /// Of all of them.
+    format: Option<Format>,
+}
 
 /// An event with what its partition's prefix makes of it.
 #[derive(Debug, Clone)]
@@ -18,6 +23,10 @@ pub(crate) struct Seen<'a> {
     pub(crate) offset: i64,
     pub(crate) row: &'a Row,
     pub(crate) late: bool,
+    /// The running maximum before it.
+    max: Option<i64>,
+    /// Of the record, milliseconds.
+    timestamp: i64,
     /// Its event time raises the running maximum, if it is greater.
     pub(crate) counts: bool,
 }
@@ -30,10 +39,11 @@ impl Log {
         records: Vec<(i32, Record)>,
         produce: impl FnOnce(&[(i32, i64, Option<Vec<u8>>)]) -> Vec<i64>,
     ) {
+        self.format = Some(format);
         let payloads: Vec<_> = records.iter().map(|(p, r)| (*p, r.timestamp, r.payload(format))).collect();
         let offsets = produce(&payloads);
         for ((partition, record), offset) in records.into_iter().zip(offsets) {
-            let log = self.0.entry(partition).or_default();
+            let log = self.records.entry(partition).or_default();
             assert!(log.last().is_none_or(|(last, _)| *last < offset), "offsets ascend");
             log.push((offset, record));
         }
@@ -41,20 +51,20 @@ impl Log {
 
     /// Forgets the records in `[from, to)` of each partition: the log has dropped them.
     pub(crate) fn drop_between(&mut self, from: &BTreeMap<i32, i64>, to: &BTreeMap<i32, i64>) {
-        for (partition, records) in &mut self.0 {
+        for (partition, records) in &mut self.records {
             records.retain(|(offset, _)| *offset < from[partition] || *offset >= to[partition]);
         }
     }
 
     /// Behind the last record of each partition that has one.
     pub(crate) fn ends(&self) -> BTreeMap<i32, i64> {
-        self.0.iter().filter_map(|(p, records)| Some((*p, records.last()?.0 + 1))).collect()
+        self.records.iter().filter_map(|(p, records)| Some((*p, records.last()?.0 + 1))).collect()
     }
 
     /// The events below `position`, in partition and offset order.
     pub(crate) fn seen_below<'a>(&'a self, position: &BTreeMap<i32, i64>) -> Vec<Seen<'a>> {
         let mut seen = Vec::new();
-        for (partition, records) in &self.0 {
+        for (partition, records) in &self.records {
             let end = position.get(partition).copied().unwrap_or(0);
             let mut max: Option<i64> = None;
             for (offset, record) in records.iter().filter(|(o, _)| *o < end) {
@@ -64,7 +74,8 @@ impl Log {
                     _ => false,
                 };
                 let counts = row.t.is_some_and(|t| t <= record.timestamp * 1000 + MAX_AHEAD);
-                seen.push(Seen { partition: *partition, offset: *offset, row, late, counts });
+                let timestamp = record.timestamp;
+                seen.push(Seen { partition: *partition, offset: *offset, row, late, max, timestamp, counts });
                 if counts {
                     max = max.max(row.t);
                 }
@@ -73,25 +84,81 @@ impl Log {
         seen
     }
 
-    /// Fails unless the master dataset holds each event once, its dead letters each undecodable record once, and
-    /// neither anything else.
+    /// Fails unless the master dataset holds each event once, with its values, its dead letters each undecodable record
+    /// once, with its bytes and why, and neither anything else.
     pub(crate) fn check_master_dataset(&self, client: &Client, stream: &str) {
-        let all = |table: &str| -> Vec<(i64, i64)> {
-            let order = "ORDER BY _partition, _offset LIMIT 1000000";
-            let sql = format!("SELECT _partition, _offset FROM {table} {order}");
-            let (status, body) = client.post("/v1/query", &json!({"sql": sql}));
-            assert_eq!(status, 200, "{body}");
-            let rows = body["rows"].as_array().expect("rows");
-            let number = |r: &Value, column: &str| r[column].as_i64().expect("a number");
-            rows.iter().map(|r| (number(r, "_partition"), number(r, "_offset"))).collect()
+        let text = self.format == Some(Format::Text);
+        let columns = if text { "line" } else { "_event_time_max, k, s, v, d, CAST(f AS VARCHAR) AS f, b, t, o" };
+        let mut found = rows_of(client, stream, &format!("_timestamp, {columns}"));
+        for row in &mut found {
+            // Reading JSON may round floats; this does not.
+            let float = row["f"].as_str().map(|f| f.parse::<f64>().expect("a float"));
+            if let Some(float) = float {
+                row["f"] = json!(float);
+            }
+        }
+        let events = self.seen_below(&self.ends());
+        let expected: Vec<Value> = events.iter().map(|event| event.archived(text)).collect();
+        assert_same_rows(stream, &found, &expected);
+
+        let letters = format!("dead_letters.{stream}");
+        let mut found = rows_of(client, &letters, "_timestamp, topic, value, error");
+        for letter in &mut found {
+            let error = letter["error"].take();
+            assert!(error.as_str().is_some_and(|e| !e.is_empty()), "{letters}: no error says why: {letter}");
+        }
+        let records = self.records.iter().flat_map(|(p, records)| records.iter().map(move |(o, r)| (p, o, r)));
+        let expected: Vec<Value> = records
+            .filter_map(|(partition, offset, record)| {
+                let Kind::Bad(bytes) = &record.kind else { return None };
+                Some(json!({
+                    "_partition": partition, "_offset": offset, "_timestamp": rfc3339(record.timestamp * 1000),
+                    "topic": stream, "value": base64::engine::general_purpose::STANDARD.encode(bytes), "error": null,
+                }))
+            })
+            .collect();
+        assert_same_rows(&letters, &found, &expected);
+    }
+}
+
+impl Seen<'_> {
+    /// The event's row in the master dataset.
+    fn archived(&self, text: bool) -> Value {
+        let Row { k, s, v, d, f, b, t, x, l } = self.row;
+        let mut row = json!({
+            "_partition": self.partition, "_offset": self.offset, "_timestamp": rfc3339(self.timestamp * 1000),
+        });
+        let values = match text {
+            true => json!({"line": self.row.line()}),
+            false => json!({
+                "_event_time_max": self.max.map(rfc3339), "k": k, "s": s, "v": v, "d": d.map(decimal), "f": f, "b": b,
+                "t": t.map(rfc3339), "o": {"x": x, "l": l},
+            }),
         };
-        let produced = |wanted: fn(&Kind) -> bool| -> Vec<(i64, i64)> {
-            let records = self.0.iter().flat_map(|(p, records)| records.iter().map(|(o, r)| (i64::from(*p), *o, r)));
-            records.filter(|(_, _, r)| wanted(&r.kind)).map(|(p, o, _)| (p, o)).collect()
-        };
-        assert_eq!(all(stream), produced(|k| matches!(k, Kind::Event(_))), "each event once");
-        let letters = all(&format!("dead_letters.{stream}"));
-        assert_eq!(letters, produced(|k| matches!(k, Kind::Bad(_))), "each dead letter once");
+        let (Value::Object(row_fields), Value::Object(values)) = (&mut row, values) else { unreachable!("objects") };
+        row_fields.extend(values);
+        row
+    }
+}
+
+/// `columns` of the rows of `table`, with their places, in the order of the log.
+fn rows_of(client: &Client, table: &str, columns: &str) -> Vec<Value> {
+    let order = "ORDER BY _partition, _offset LIMIT 1000000";
+    let sql = format!("SELECT _partition, _offset, {columns} FROM {table} {order}");
+    let (status, body) = client.post("/v1/query", &json!({"sql": sql}));
+    assert_eq!(status, 200, "{body}");
+    body["rows"].as_array().expect("rows").clone()
+}
+
+/// Each of `expected` once, in its order, and nothing else.
+fn assert_same_rows(table: &str, found: &[Value], expected: &[Value]) {
+    let places = |rows: &[Value]| -> Vec<(i64, i64)> {
+        let number = |r: &Value, column: &str| r[column].as_i64().expect("a number");
+        rows.iter().map(|r| (number(r, "_partition"), number(r, "_offset"))).collect()
+    };
+    assert_eq!(places(found), places(expected), "{table}: each once");
+    for (found, expected) in found.iter().zip(expected) {
+        assert_eq!(found, expected, "{table}");
     }
 }
 
