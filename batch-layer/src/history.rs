@@ -197,13 +197,18 @@ impl History {
         }
     }
 
-    /// Deletes the oldest ended builds of each view beyond what is kept.
+    /// Deletes the oldest ended builds of each view beyond what is kept; and of scheduled builds of one mode that one
+    /// after the other had nothing to do all but the last, or they would push out those that did something.
     pub async fn prune(&self) {
-        let mut per_view: BTreeMap<String, usize> = BTreeMap::new();
+        let mut kept: BTreeMap<String, (usize, BuildStatus)> = BTreeMap::new();
         for status in self.list(None) {
-            let count = per_view.entry(status.view.clone()).or_default();
-            *count += 1;
-            if *count <= KEPT_PER_VIEW || !status.state.is_final() {
+            let newer = kept.get(&status.view);
+            let repeated = newer.is_some_and(|(_, newer)| {
+                newer.had_nothing_to_do() && status.had_nothing_to_do() && newer.mode == status.mode
+            });
+            let count = newer.map_or(0, |(count, _)| *count);
+            if !status.state.is_final() || (count < KEPT_PER_VIEW && !repeated) {
+                kept.insert(status.view.clone(), (count + 1, status));
                 continue;
             }
             self.entries.lock().remove(&status.id);

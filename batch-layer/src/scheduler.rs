@@ -1,7 +1,7 @@
 //! Starts builds at the times that the views' cron expressions name.
 
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use watershed_shared::builds::Trigger;
 use watershed_shared::catalog::BuildMode;
 use watershed_shared::clock;
@@ -61,7 +61,8 @@ async fn trigger(scheduled: &ScheduledBuild, builder: &Builder) {
         requested: None,
     };
     match builder.start(request).await {
-        Ok(status) => info!(%view, build = %status.id, mode = ?scheduled.mode, "a scheduled build starts"),
+        // What becomes of it is said when it ends.
+        Ok(status) => debug!(%view, build = %status.id, mode = ?scheduled.mode, "a scheduled build starts"),
         Err(RequestError::AlreadyRunning { build, .. }) => {
             info!(%view, %build, "a scheduled build is skipped: another one of the view runs");
         }

@@ -71,6 +71,11 @@ pub struct BuildStatus {
 }
 
 impl BuildStatus {
+    /// Whether a schedule asked for it, and there was nothing to do: of several in a row the last says it all.
+    pub fn had_nothing_to_do(&self) -> bool {
+        self.trigger == Trigger::Schedule && self.state == BuildState::Skipped
+    }
+
     pub fn new(id: BuildId, view: &str, mode: BuildMode, trigger: Trigger, holder: &str) -> Self {
         Self {
             id,

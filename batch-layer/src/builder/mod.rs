@@ -16,7 +16,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
 use watershed_shared::catalog::{BuildMode, BuildOutcome, Rejected, StreamState, ViewEvent, ViewState};
 use watershed_shared::clock;
@@ -347,7 +347,11 @@ impl Builder {
                 status.state = state;
                 status.error = error;
                 let error = status.error.as_deref().unwrap_or_default();
-                warn!(view = %status.view, build = %status.id, ?state, error, "a build ended without a generation");
+                if status.had_nothing_to_do() {
+                    debug!(view = %status.view, build = %status.id, why = error, "a scheduled build was skipped");
+                } else {
+                    warn!(view = %status.view, build = %status.id, ?state, error, "a build ended without a generation");
+                }
             }
         }
         self.inner.history.record(&status).await;

@@ -365,7 +365,15 @@ impl Client {
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
-        let request = self.http.post(format!("{}{path}", self.url)).timeout(START_PATIENCE).json(body);
+        self.send(reqwest::Method::POST, path, body)
+    }
+
+    pub(crate) fn put(&self, path: &str, body: &Value) -> (u16, Value) {
+        self.send(reqwest::Method::PUT, path, body)
+    }
+
+    fn send(&self, method: reqwest::Method, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.http.request(method, format!("{}{path}", self.url)).timeout(START_PATIENCE).json(body);
         let response = request.send().expect("an answer");
         let status = response.status().as_u16();
         (status, response.json().unwrap_or(Value::Null))

@@ -17,6 +17,7 @@ mod produce;
 mod program;
 mod real_input;
 mod roles;
+mod schedules;
 mod secured;
 mod transactions;
 mod truncation;
