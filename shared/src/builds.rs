@@ -47,6 +47,9 @@ pub struct Progress {
     pub events_read: u64,
     /// Events between the base's cut and the cut, as offsets count them; an upper bound.
     pub events_total: u64,
+    /// Written to disk for want of memory, and read again.
+    #[serde(default)]
+    pub spilled_bytes: u64,
 }
 
 /// One build, as history knows it; the body of `GET /v1/rebuilds/{id}`.

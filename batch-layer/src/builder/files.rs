@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use arrow::array::{Int32Array, Int64Array, StringArray};
+use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::FairSpillPool;
@@ -13,7 +14,7 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
-use datafusion::prelude::SessionContext;
+use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -27,7 +28,7 @@ use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{GenerationId, RunId};
 use watershed_shared::offsets::{Coverage, Cut, Offset, OffsetRange, PartitionId};
 use watershed_shared::paths;
-use watershed_shared::run::{EventError, RunMeta, RunOptions, RunsTable, write_event_errors, write_run};
+use watershed_shared::run::{self, EventError, RunMeta, RunOptions, RunsTable, write_event_errors, write_run};
 use watershed_shared::view::{CompiledView, Kind, pinned_config};
 
 use super::decide::{self, BuildPlan};
@@ -37,6 +38,9 @@ use super::{BuildTarget, Inner};
 const KEPT_GENERATIONS: usize = 20;
 /// A file that no record names may belong to a build that has not published yet, unless it is older than this.
 const ORPHAN_AGE: Duration = Duration::from_secs(6 * 3600);
+/// A thread has memory for some tens of batches; rows of states of a few hundred bytes are common.
+const BATCH_SHARE_BYTES: usize = 32 << 10;
+const MIN_BATCH_ROWS: usize = 128;
 /// Between two looks at how far a plan has come.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -118,15 +122,46 @@ impl Keeps {
 fn context(inner: &Inner) -> Result<SessionContext> {
     std::fs::create_dir_all(&inner.spill_dir)
         .with_context(|| format!("create the folder for spilling, {}", inner.spill_dir.display()))?;
-    let share = inner.settings.memory_limit_bytes / inner.settings.max_builds.max(1);
+    let share = share(inner);
     let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![inner.spill_dir.clone()]));
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(FairSpillPool::new(share)))
         .with_disk_manager_builder(disk)
         .build_arc()?;
     inner.storage.register_with(&runtime);
-    let config = pinned_config().with_target_partitions(inner.settings.threads.max(1));
+    let threads = inner.settings.threads.max(1);
+    let config = within(pinned_config().with_target_partitions(threads), share / threads);
     Ok(SessionContext::new_with_config_rt(config, runtime))
+}
+
+/// Of the memory of all builds.
+fn share(inner: &Inner) -> usize {
+    inner.settings.memory_limit_bytes / inner.settings.max_builds.max(1)
+}
+
+/// With batches, and with what a sort sets aside for merging what it spilled, in proportion to the `bytes` of a thread:
+/// the engine's own are so large that under a low limit nothing would be left to sort in.
+fn within(config: SessionConfig, bytes: usize) -> SessionConfig {
+    let rows = (bytes / BATCH_SHARE_BYTES).clamp(MIN_BATCH_ROWS, config.batch_size().max(MIN_BATCH_ROWS));
+    let aside = config.options().execution.sort_spill_reservation_bytes.min(bytes / 8);
+    config.with_batch_size(rows).with_sort_spill_reservation_bytes(aside)
+}
+
+/// What to do about a plan that needs more memory than it may have; other errors as they are.
+fn explained(error: run::Error, inner: &Inner) -> anyhow::Error {
+    let engine = match &error {
+        run::Error::States(engine) => engine.find_root(),
+        _ => return error.into(),
+    };
+    if !matches!(engine, DataFusionError::ResourcesExhausted(_)) {
+        return error.into();
+    }
+    tracing::debug!(%engine, "a build's memory does not do");
+    let (bytes, threads) = (share(inner), inner.settings.threads.max(1));
+    anyhow::anyhow!(
+        "the memory of a build does not do, though it spills to disk: raise [batch] memory_limit, or lower [batch] \
+         threads or max_builds. memory of a build=`{bytes} bytes`, threads=`{threads}`"
+    )
 }
 
 /// Runs `plan`, whose output is sorted states (in any order if they are not kept), into a run's file. Answers the run
@@ -159,13 +194,13 @@ async fn write(
                 Box::pin(RecordBatchStreamAdapter::new(schema, stream.map_ok(|batch| batch.slice(0, 0))))
             }
         };
-        anyhow::Ok(write_run(&storage, &file, stream, keys, &options).await?)
+        write_run(&storage, &file, stream, keys, &options).await
     });
     tokio::pin!(writing);
     let mut status = status;
     let file = loop {
         tokio::select! {
-            file = &mut writing => break file.context("the plan panicked")??,
+            file = &mut writing => break file.context("the plan panicked")?.map_err(|e| explained(e, inner))?,
             () = clock::sleep(PROGRESS_INTERVAL) => {
                 if let Some(status) = status.as_deref_mut() {
                     status.progress.events_read = events_read(physical.as_ref());
@@ -177,6 +212,7 @@ async fn write(
     let events = events_read(physical.as_ref());
     if let Some(status) = status {
         status.progress.events_read = events;
+        status.progress.spilled_bytes = spilled_bytes(physical.as_ref());
     }
     let run = RunMeta {
         id,
@@ -188,6 +224,11 @@ async fn write(
         errors_file: None,
     };
     Ok((run, events))
+}
+
+fn spilled_bytes(plan: &dyn ExecutionPlan) -> u64 {
+    let here = plan.metrics().and_then(|m| m.spilled_bytes()).unwrap_or(0) as u64;
+    here + plan.children().iter().map(|c| spilled_bytes(c.as_ref())).sum::<u64>()
 }
 
 /// Rows that the plan's leaves have given so far.

@@ -1,7 +1,10 @@
 use std::path::Path;
 use std::time::Duration;
 
+use arrow::array::AsArray;
+use arrow::datatypes::Int32Type;
 use async_trait::async_trait;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use watershed_shared::catalog::{Build, Request};
 use watershed_shared::config::Config;
 use watershed_shared::decode::{Decoder, RunningMaximum};
@@ -293,6 +296,57 @@ async fn the_build_of_a_process_that_is_gone_is_ended_by_another() {
         clock::sleep(Duration::from_millis(5)).await;
     }
     world.shutdown.cancel();
+}
+
+/// A rebuild over 100,000 groups with this much memory, once it has ended.
+async fn rebuilt_with_memory(bytes: usize) -> (World, BuildStatus) {
+    let mut world = World::new().await;
+    world.config.batch.memory_limit_bytes = bytes;
+    let events = 50..100_030_i64;
+    let view = world.config.views.get_mut("sums").unwrap();
+    view.sql = "SELECT n AS k, count(*) AS c, min(n) AS lo, array_agg(n) AS ns FROM numbers GROUP BY 1".to_owned();
+    let (definition, _) = world.definitions.configured(&world.config.views["sums"], &BTreeMap::new()).unwrap();
+    world.register.append(1, ViewEvent::Defined { definition: Box::new(definition) }).await.unwrap();
+    let batch = records(&world.config.streams["numbers"], events.clone());
+    let snapshot = world.target.master.snapshot().await.unwrap();
+    world.target.master.append(&snapshot, &[Arc::new(batch)]).await.unwrap();
+    let delta = world.target.delta.take().expect("a delta");
+    let position: OffsetVector = [(0, events.end), (1, 9)].into();
+    let ahead = StreamDelta { position, ..StreamDelta::clone(&delta.watch().borrow()) };
+    world.target.delta = Some(Arc::new(Sealed(watch::Sender::new(Arc::new(ahead)))));
+
+    let builder = world.builder("test").await;
+    let (mode, trigger) = (BuildMode::Rebuild, Trigger::Manual);
+    let request = BuildRequest { view: "sums".to_owned(), mode, base: None, trigger, requested: None };
+    let id = builder.start(request).await.unwrap().id;
+    let mut status = builder.history().watch(&id).unwrap();
+    let ended = status.wait_for(|s| s.state.is_final()).await.unwrap().clone();
+    world.shutdown.cancel();
+    (world, ended)
+}
+
+/// At the least memory that the configuration takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_needs_more_memory_than_it_has_spills() {
+    let (world, ended) = rebuilt_with_memory(16 << 20).await;
+    assert_eq!(ended.state, BuildState::Succeeded, "{:?}", ended.error);
+    assert!(ended.progress.spilled_bytes > 0, "it had memory enough: {:?}", ended.progress);
+    let state = world.register.state().await.unwrap();
+    let run = &state.active_generation().unwrap().runs[0];
+    let bytes = world.storage.get(&object_store::path::Path::from(run.file.as_str())).await.unwrap().unwrap();
+    let read = ParquetRecordBatchReaderBuilder::try_new(bytes).unwrap().build().unwrap();
+    let keys = read.flat_map(|batch| batch.unwrap().column(0).as_primitive::<Int32Type>().values().to_vec());
+    let keys: Vec<i32> = keys.collect();
+    assert!(keys.iter().copied().eq(30..100_030), "each key once, in order: {} of them", keys.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_build_that_spilling_does_not_help_says_which_setting_would() {
+    let (_world, ended) = rebuilt_with_memory(64 << 10).await;
+    assert_eq!(ended.state, BuildState::Failed);
+    let error = ended.error.unwrap();
+    assert!(error.contains("raise [batch] memory_limit"), "{error}");
+    assert!(!error.contains("datafusion"), "{error}");
 }
 
 fn records(stream: &watershed_shared::config::StreamConfig, offsets: std::ops::Range<i64>) -> DecodedBatch {
