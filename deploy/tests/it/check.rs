@@ -1,9 +1,12 @@
 //! `watershed check`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
+use watershed_shared::clock::Instant;
 
+use crate::harness::{Broker, Running};
 use crate::program::{Ended, watershed};
 
 const STREAM: &str = "\
@@ -112,4 +115,52 @@ fn without_a_file_there_is_nothing_to_check() {
     let ended = watershed(dir.path(), &["check"], b"").expect_status(2);
     assert!(ended.stderr.contains("there is no watershed.toml here"), "{}", ended.stderr);
     wrong("[http]\nlisen = \"x\"\n", &[("2:1", "unknown key `lisen` in [http]; did you mean `listen`?")]);
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused() {
+    let avro = ("2:10", "`format`: `avro` is not there yet");
+    wrong("[stream.s]\nformat = \"avro\"\ncolumns = \"n BIGINT\"\n", &[avro]);
+    wrong("[storage]\nurl = \"s3://bucket/x\"\n", &[("2:7", "`url`: `s3://` is not there yet")]);
+    let dir = tempfile::tempdir().expect("a folder");
+    std::fs::write(dir.path().join("watershed.toml"), "[storage]\nurl = \"s3://bucket/x\"\n").expect("a file");
+    let ended = watershed(dir.path(), &["up"], b"").expect_status(2);
+    assert!(ended.stderr.contains("watershed.toml:2:7: `url`: `s3://` is not there yet"), "{}", ended.stderr);
+}
+
+/// What a start would refuse, and what a changed view would cost, as far as the storage can tell.
+#[test]
+fn the_storage_is_asked_about_columns_and_costs() {
+    let broker = Broker::start();
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = |columns: &str, sql: &str| {
+        let stream = format!("[stream.kept]\npartitions = 1\ncolumns = \"{columns}\"\n");
+        format!("{}{stream}[view.v]\nsql = \"{sql}\"\n", broker.config("100 ms", ""))
+    };
+    let (columns, sql) = ("id VARCHAR, n BIGINT", "SELECT count(*) AS c FROM kept");
+    let running = Running::start(&config(columns, sql), dir.path());
+    let records = |count: i64| (0..count).map(|n| (0, 1_700_000_000_000, Some(format!("{{\"n\":{n}}}").into_bytes())));
+    let patience = Duration::from_secs(120);
+    broker.produce("kept", &records(10).collect::<Vec<_>>());
+    let id = running.client().build("v", "rebuild").expect("no other build runs");
+    assert_eq!(running.client().wait_build(&id, patience)["state"], "succeeded");
+    // The newest generation has a tenth of what there is.
+    broker.produce("kept", &records(90).collect::<Vec<_>>());
+    let deadline = Instant::now() + patience;
+    let until = || running.client().get("/v1/status").1["streams"][0]["archive"]["archived_until"]["0"].as_i64();
+    while until() != Some(100) {
+        assert!(Instant::now() < deadline, "{:?}", until());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    running.stop();
+
+    let change = |sql: &str| check(dir.path(), &config(columns, sql), &["--format", "json"]).expect_status(0).json();
+    let found = change("SELECT count(*) AS c, sum(n) AS s FROM kept")["views"][0]["change"].clone();
+    assert_eq!((&found["kind"], &found["events"]), (&json!("changed"), &json!(100)));
+    assert_eq!(change(sql)["views"][0]["change"]["kind"], "unchanged");
+
+    let ended = check(dir.path(), &config("id VARCHAR, n INT", sql), &[]).expect_status(2);
+    let said = "stream `kept`: the table has other columns than the stream declares";
+    assert!(ended.stderr.contains(said) && ended.stderr.contains("column=`n`"), "{}", ended.stderr);
+    assert!(!ended.stdout.contains("is right"), "{}", ended.stdout);
 }

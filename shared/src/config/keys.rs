@@ -92,7 +92,7 @@ pub(super) static STORAGE: Section = Section {
         "url",
         "URL",
         Required("\"file:///srv/watershed\""),
-        "file:///PATH, hdfs://HOST:PORT/PATH or s3://BUCKET/PATH.",
+        "file:///PATH or hdfs://HOST:PORT/PATH; s3:// is not there yet.",
     )],
 };
 
@@ -195,7 +195,7 @@ pub(super) static STREAM: Section = Section {
             Default("1"),
             "Sets of partitions that one speed worker owns together; fixed once the stream has been started.",
         ),
-        key("format", "json | csv | text | avro", Default("\"json\""), "How a record's value is read."),
+        key("format", "json | csv | text", Default("\"json\""), "How a record's value is read; avro is not there yet."),
         key(
             "delimiter",
             "character",

@@ -71,13 +71,20 @@ fn assemble<'t>(context: Context<'_, 't>, document: &DeTable<'t>, base: &Path) -
     let batch = batch(&section(&keys::BATCH));
     let speed = speed(context, &section(&keys::SPEED));
 
-    let streams = named(context, document, &keys::STREAM, stream::stream);
+    let streams = named(context, document, &keys::STREAM, |reader, name| {
+        let columns = if reader.is_given("columns") { reader.raw("columns") } else { None };
+        let columns = columns.map_or(reader.at, |value| value.span().start);
+        stream::stream(reader, name).map(|stream| (stream, columns))
+    });
     let tables = named(context, document, &keys::TABLE, |reader, name| stream::table(reader, name, base));
     let views = named(context, document, &keys::VIEW, view::view);
     refuse_clashes(context, document);
 
-    let (tables, table_places) =
-        tables.into_iter().map(|(name, (table, at))| ((name.clone(), table), (name, context.source.place(at)))).unzip();
+    let placed = |(name, at): (&String, usize)| (name.clone(), context.source.place(at));
+    let stream_places = streams.iter().map(|(name, (_, at))| placed((name, *at))).collect();
+    let streams = streams.into_iter().map(|(name, (stream, _))| (name, stream)).collect();
+    let table_places = tables.iter().map(|(name, (_, at))| placed((name, *at))).collect();
+    let tables = tables.into_iter().map(|(name, (table, _))| (name, table)).collect();
     let mut sql_places = BTreeMap::new();
     let views = views
         .into_iter()
@@ -104,6 +111,7 @@ fn assemble<'t>(context: Context<'_, 't>, document: &DeTable<'t>, base: &Path) -
         tables,
         views,
         sql_places,
+        stream_places,
         table_places,
     })
 }
@@ -344,10 +352,10 @@ fn storage_url(text: &str, base: &Path) -> Result<Url, String> {
             text.trim_start_matches("file://")
         )),
         "file" => Ok(()),
-        "hdfs" | "s3" if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(()),
+        "hdfs" if url.host_str().is_some_and(|host| !host.is_empty()) => Ok(()),
         "hdfs" => Err(format!("`{text}` lacks the NameNode, as in hdfs://localhost:9000/watershed")),
-        "s3" => Err(format!("`{text}` lacks the bucket, as in s3://bucket/watershed")),
-        other => Err(format!("`{other}://` is none of the storages file://, hdfs://, s3://")),
+        "s3" => Err("`s3://` is not there yet: use file:// or hdfs://".to_owned()),
+        other => Err(format!("`{other}://` is none of the storages file://, hdfs://")),
     }?;
     if url.query().is_some() || url.fragment().is_some() {
         return Err(format!("`{text}` must be a folder, without `?` and `#`"));

@@ -57,6 +57,8 @@ pub struct Config {
     pub views: BTreeMap<String, ViewConfig>,
     /// Where each character of a view's `sql` stands in the file, by the view's name.
     pub sql_places: BTreeMap<String, TextPlaces>,
+    /// Where the `columns` of each stream stand in the file, or the stream itself, by its name.
+    pub stream_places: BTreeMap<String, Place>,
     /// Where the `url` of each dimension table stands in the file, by the table's name.
     pub table_places: BTreeMap<String, Place>,
 }

@@ -26,7 +26,7 @@ pub(super) struct Reader<'s, 't, 'd> {
     /// As in the file: `[stream.github]`.
     title: String,
     /// Where the section's name stands.
-    at: usize,
+    pub(super) at: usize,
     table: Option<&'d DeTable<'t>>,
 }
 

@@ -93,16 +93,36 @@ impl MasterDataset {
         stream: &StreamConfig,
         topic_id: Option<&str>,
     ) -> Result<Self, Error> {
-        let schema = event_schema(&stream.columns);
+        let [schema, dead_letter_schema] = schemas(stream);
         let event_time = stream.event_time.as_deref();
         let path = paths::stream(&stream.name);
-        let (events, events_state) = Table::open_or_create(storage, &path, &schema, event_time).await?;
-        let headers = schema.field_with_name(HEADERS).expect("every event schema has the system columns");
-        let dead_letter_schema = Arc::new(dead_letter_schema(headers.data_type().clone()));
+        let events = Table::open_or_create(storage, &path, &schema, event_time).await?;
         let path = paths::dead_letters(&stream.name);
-        let (dead_letters, dead_letters_state) =
-            Table::open_or_create(storage, &path, &dead_letter_schema, None).await?;
-        let event_time = event_time.and_then(|name| schema.index_of(name).ok());
+        let dead_letters = Table::open_or_create(storage, &path, &dead_letter_schema, None).await?;
+        Ok(Self::of_tables(storage, stream, topic_id, events, dead_letters))
+    }
+
+    /// Opens the two tables of `stream` to read them; `None` if they have not been created. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`open_or_create`](Self::open_or_create).
+    pub async fn open_existing(storage: &Storage, stream: &StreamConfig) -> Result<Option<Self>, Error> {
+        let [schema, dead_letter_schema] = schemas(stream);
+        let Some(events) = Table::open(storage, &paths::stream(&stream.name), &schema).await? else { return Ok(None) };
+        let path = paths::dead_letters(&stream.name);
+        let dead_letters = Table::open(storage, &path, &dead_letter_schema).await?;
+        Ok(dead_letters.map(|letters| Self::of_tables(storage, stream, None, events, letters)))
+    }
+
+    fn of_tables(
+        storage: &Storage,
+        stream: &StreamConfig,
+        topic_id: Option<&str>,
+        (events, events_state): (Table, TableState),
+        (dead_letters, dead_letters_state): (Table, TableState),
+    ) -> Self {
+        let [schema, dead_letter_schema] = schemas(stream);
+        let event_time = stream.event_time.as_deref().and_then(|name| schema.index_of(name).ok());
         let inner = Inner {
             stream: stream.name.clone(),
             topic: stream.topic.clone(),
@@ -118,7 +138,7 @@ impl MasterDataset {
             dead_letters_state: Mutex::new(Arc::new(dead_letters_state)),
             session: SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1)),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Self { inner: Arc::new(inner) }
     }
 
     pub fn stream(&self) -> &str {
@@ -152,6 +172,14 @@ impl MasterDataset {
         let state = self.inner.follow_events().await?;
         MasterSnapshot::new(self.clone(), state)
     }
+}
+
+/// Of events and of dead letters.
+fn schemas(stream: &StreamConfig) -> [SchemaRef; 2] {
+    let events = event_schema(&stream.columns);
+    let headers = events.field_with_name(HEADERS).expect("every event schema has the system columns");
+    let dead_letters = Arc::new(dead_letter_schema(headers.data_type().clone()));
+    [events, dead_letters]
 }
 
 impl Inner {

@@ -88,15 +88,7 @@ impl Table {
         columns: &Schema,
         event_time: Option<&str>,
     ) -> Result<(Self, TableState), Error> {
-        let declared = schema::delta_schema(path.as_ref(), columns)?;
-        let root: Arc<dyn ObjectStore> = Arc::new(Sorted(storage.store()));
-        let store: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(Arc::clone(&root), path.clone()));
-        // The library finds a table by the path of a URL in a store. It gets our store, which is rooted at the storage
-        // URL, and a URL whose scheme has no meaning to it: whatever the storage is, nothing is opened beside it.
-        let location = Url::parse(&format!("watershed://storage/{path}/")).expect("a path makes a URL");
-        let log_store = default_logstore(Arc::clone(&store), root, &location, &StorageConfig::default());
-        let table = Self { name: path.to_string(), store, log_store, declared };
-
+        let table = Self::at(storage, path, columns)?;
         if let Some(state) = table.load_if_there().await? {
             return Ok((table, state));
         }
@@ -105,6 +97,30 @@ impl Table {
             Some(state) => Ok((table, state)),
             None => Err(Error::Corrupt { what: format!("no table after its creation at {path}") }),
         }
+    }
+
+    /// Opens the table at `path` and reads its present version; `None` if there is none. Writes nothing.
+    ///
+    /// # Errors
+    /// As [`open_or_create`](Self::open_or_create).
+    pub(super) async fn open(
+        storage: &Storage,
+        path: &Path,
+        columns: &Schema,
+    ) -> Result<Option<(Self, TableState)>, Error> {
+        let table = Self::at(storage, path, columns)?;
+        Ok(table.load_if_there().await?.map(|state| (table, state)))
+    }
+
+    fn at(storage: &Storage, path: &Path, columns: &Schema) -> Result<Self, Error> {
+        let declared = schema::delta_schema(path.as_ref(), columns)?;
+        let root: Arc<dyn ObjectStore> = Arc::new(Sorted(storage.store()));
+        let store: Arc<dyn ObjectStore> = Arc::new(PrefixStore::new(Arc::clone(&root), path.clone()));
+        // The library finds a table by the path of a URL in a store. It gets our store, which is rooted at the storage
+        // URL, and a URL whose scheme has no meaning to it: whatever the storage is, nothing is opened beside it.
+        let location = Url::parse(&format!("watershed://storage/{path}/")).expect("a path makes a URL");
+        let log_store = default_logstore(Arc::clone(&store), root, &location, &StorageConfig::default());
+        Ok(Self { name: path.to_string(), store, log_store, declared })
     }
 
     /// Creates version 0; it is no error if another has.

@@ -1,7 +1,11 @@
 //! What it costs to change over to the views as they are configured, from what the storage has recorded.
 
+use std::collections::BTreeMap;
+
 use watershed_shared::catalog::{StreamState, ViewState};
 use watershed_shared::config::Config;
+use watershed_shared::master::{Error, MasterDataset};
+use watershed_shared::offsets::OffsetVector;
 use watershed_shared::register::Register;
 use watershed_shared::storage::Storage;
 use watershed_shared::view::CompiledView;
@@ -34,7 +38,25 @@ impl Costs {
         }
     }
 
-    pub(super) async fn of(&self, view: &str, compiled: &CompiledView) -> Change {
+    /// What is archived of each stream that is; and what is wrong with the columns of one: it could not be started.
+    pub(super) async fn archived(&self, config: &Config) -> BTreeMap<String, Result<OffsetVector, Error>> {
+        let Self::Recorded(storage) = self else { return BTreeMap::new() };
+        let mut archived = BTreeMap::new();
+        for (name, stream) in &config.streams {
+            let look = async {
+                match MasterDataset::open_existing(storage, stream).await? {
+                    Some(master) => Ok(Some(master.snapshot().await?.archived_until().clone())),
+                    None => Ok(None),
+                }
+            };
+            if let Some(found) = look.await.transpose() {
+                archived.insert(name.clone(), found);
+            }
+        }
+        archived
+    }
+
+    pub(super) async fn of(&self, view: &str, compiled: &CompiledView, archived: Option<&OffsetVector>) -> Change {
         let storage = match self {
             Self::Untouched => return Change::of(ChangeKind::New),
             Self::Unknown(reason) => return Change { reason: Some(reason.clone()), ..Change::of(ChangeKind::Unknown) },
@@ -46,7 +68,7 @@ impl Costs {
             Ok::<_, watershed_shared::register::Error>((views.state().await?, streams.state().await?))
         };
         match read.await {
-            Ok((view, stream)) => decide(&view, &stream, compiled.definition()),
+            Ok((view, stream)) => decide(&view, &stream, archived, compiled.definition()),
             Err(error) => {
                 Change { reason: Some(format!("{:#}", anyhow::Error::from(error))), ..Change::of(ChangeKind::Unknown) }
             }
@@ -55,23 +77,23 @@ impl Costs {
 }
 
 /// What the next start does with the definition `configured`.
-fn decide(view: &ViewState, stream: &StreamState, configured: &watershed_shared::names::DefinitionHash) -> Change {
+fn decide(
+    view: &ViewState,
+    stream: &StreamState,
+    archived: Option<&OffsetVector>,
+    configured: &watershed_shared::names::DefinitionHash,
+) -> Change {
     let kind = match &view.active {
-        None => return Change::of(ChangeKind::New),
+        None => ChangeKind::New,
         Some(active) if active == configured => return Change::of(ChangeKind::Unchanged),
         Some(_) if view.configured.as_ref() == Some(configured) => ChangeKind::Building,
         Some(_) if view.definitions.contains_key(configured) => ChangeKind::Superseded,
         Some(_) => ChangeKind::Changed,
     };
-    let archived = view.generations.iter().map(|generation| &generation.cut).max_by_key(|cut| total(cut));
-    // Offsets, control records included: an upper bound.
-    let events = archived.map(|cut| {
+    // Offsets, those of dead letters and control records included.
+    let events = archived.map(|archived| {
         let below = |partition| stream.origins.get(partition).map_or(0, |origin| origin.0);
-        cut.iter().map(|(partition, next)| u64::try_from(next.0 - below(partition)).unwrap_or(0)).sum()
+        archived.iter().map(|(partition, next)| u64::try_from(next.0 - below(partition)).unwrap_or(0)).sum()
     });
     Change { events, ..Change::of(kind) }
-}
-
-fn total(cut: &watershed_shared::offsets::Cut) -> i64 {
-    cut.iter().map(|(_, next)| next.0).sum()
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use watershed_shared::clock;
 use watershed_shared::config::{Config, ConfigError, DEFAULT_FILE, Late, Place};
+use watershed_shared::master::Error as MasterError;
 use watershed_shared::tables;
 use watershed_shared::view::{CompileError, CompiledView, Compiler, DimensionTable};
 
@@ -17,8 +18,8 @@ use crate::cli::{OutputFormat, PlatformArgs};
 use crate::failure::{Failure, Outcome};
 use crate::output;
 
-/// Checks the configuration and compiles every view; reads dimension tables and, for the cost of changes, the views'
-/// registers, and writes nothing.
+/// Checks the configuration and compiles every view; reads dimension tables and, for the cost of changes and whether the
+/// columns of streams are still theirs, registers and master datasets; writes nothing.
 pub(crate) async fn run(platform: &PlatformArgs, format: OutputFormat) -> Outcome {
     if platform.config.is_none() && !Path::new(DEFAULT_FILE).try_exists()? {
         return Err(Failure::Usage(format!("there is no {DEFAULT_FILE} here; name a configuration with -c")));
@@ -64,12 +65,25 @@ async fn check(config: &Config) -> CheckReport {
         }
     };
     let costs = Costs::open(config);
+    let archived = costs.archived(config).await;
+    for (name, found) in &archived {
+        match found {
+            Ok(_) => {}
+            Err(error @ (MasterError::SchemaDiffers { .. } | MasterError::Protocol { .. })) => {
+                let place = config.stream_places.get(name).cloned().unwrap_or_default();
+                report.errors.push(config_error(config, &place, format!("stream `{name}`: {error}")));
+            }
+            // That it cannot be looked at now is said of its views.
+            Err(error) => tracing::debug!(stream = name, %error, "the master dataset was not looked at"),
+        }
+    }
     for (name, view) in &config.views {
         match compiler.compile(view) {
             Ok(compiled) => {
                 let mut described = ViewReport::of(view, &compiled, clock::now());
                 described.report.warnings.extend(unmet(config, view.late, &compiled));
-                described.change = costs.of(name, &compiled).await;
+                let archived = archived.get(compiled.stream()).and_then(|found| found.as_ref().ok());
+                described.change = costs.of(name, &compiled, archived).await;
                 report.views.push(described);
             }
             // Of a view that joins a table that could not be read this says nothing.

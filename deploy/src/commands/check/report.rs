@@ -75,7 +75,7 @@ struct ScheduleReport {
 #[derive(Debug, Serialize)]
 pub(super) struct Change {
     pub(super) kind: ChangeKind,
-    /// Events that a rebuild has to read, as offsets count them: an upper bound.
+    /// Events that a rebuild reads of what is archived now, as offsets count them; the log may hold more.
     pub(super) events: Option<u64>,
     /// Why it is not known.
     pub(super) reason: Option<String>,
@@ -103,11 +103,11 @@ impl Change {
 
     fn for_people(&self) -> String {
         let events = match self.events {
-            Some(events) => format!("about {events} events"),
+            Some(events) => format!("all events, about {events} by now"),
             None => "all events".to_owned(),
         };
         match self.kind {
-            ChangeKind::New => "new: its first build reads all events".to_owned(),
+            ChangeKind::New => format!("new: its first build reads {events}"),
             ChangeKind::Unchanged => "unchanged".to_owned(),
             ChangeKind::Changed => {
                 format!("changed: a rebuild reads {events}; until it is published the old definition answers")
