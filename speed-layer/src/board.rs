@@ -325,6 +325,7 @@ impl Board {
         for (p, seen) in progress {
             let known = self.partitions.entry(*p).or_default();
             known.status.event_time_max = known.status.event_time_max.max(seen.status.event_time_max);
+            known.status.counted_since.get_or_insert_with(clock::now);
             known.status.late += seen.status.late;
             known.status.dead_letters += seen.status.dead_letters;
             known.last_timestamp = known.last_timestamp.max(seen.last_timestamp);

@@ -25,7 +25,7 @@ fn render(status: &Json) -> String {
             ("position", offsets(stream.get("position"))),
             ("log end", offsets(stream.get("log_end"))),
             ("dead letters", field(stream, "dead_letters")),
-            ("late", field(stream, "late")),
+            ("late", late(stream)),
             ("archiver", archiver(stream)),
             ("headroom", offsets(archive("headroom"))),
             ("losses", losses(stream)),
@@ -77,6 +77,14 @@ fn rows(status: &Json, list: &str, row: impl Fn(&Json) -> Vec<(&'static str, Jso
 
 fn field(of: &Json, name: &str) -> Json {
     of.get(name).cloned().unwrap_or(Json::Null)
+}
+
+/// `12 since 2026-03-01T10:00:00Z`: workers count what they read.
+fn late(stream: &Json) -> Json {
+    match (stream.get("late"), stream.get("late_since").and_then(Json::text)) {
+        (Some(late), Some(since)) => Json::Text(format!("{late} since {since}")),
+        (late, _) => late.cloned().unwrap_or(Json::Null),
+    }
 }
 
 /// `0: 120, 1: 7`.

@@ -19,5 +19,6 @@ mod real_input;
 mod roles;
 mod schedules;
 mod secured;
+mod status;
 mod transactions;
 mod truncation;

@@ -33,9 +33,9 @@ pub struct StreamAnswer {
     /// The log's end as it was at the start; `None` until the worker has seen it.
     pub start_end: Option<OffsetVector>,
     pub reasons: Vec<Reason>,
-    /// Per partition, for `status`.
+    /// Late events that the workers have read since then, for `status`.
     pub late: u64,
-    pub dead_letters: u64,
+    pub late_since: Option<DateTime<Utc>>,
 }
 
 impl StreamAnswer {

@@ -74,7 +74,7 @@ impl Front {
             start_end: None,
             reasons: Vec::new(),
             late: 0,
-            dead_letters: 0,
+            late_since: None,
         }))
     }
 
@@ -197,7 +197,7 @@ impl Front {
             start_end: made.start_end.clone(),
             reasons: reasons.to_vec(),
             late: delta.partitions.values().map(|p| p.late).sum(),
-            dead_letters: delta.partitions.values().map(|p| p.dead_letters).sum(),
+            late_since: delta.partitions.values().filter_map(|p| p.counted_since).min(),
         };
         for (view, state) in states {
             match self.view(view, last.views.get(view), delta, state, made, known_losses) {

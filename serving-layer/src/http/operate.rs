@@ -10,7 +10,7 @@ use warp::http::StatusCode;
 use warp::reply::Response;
 use watershed_shared::builds::BuildState;
 use watershed_shared::catalog::{BuildMode, Loss, Rejected, StreamEvent, StreamState};
-use watershed_shared::master::{MasterDataset, MasterSnapshot};
+use watershed_shared::master::{self, MasterDataset, MasterSnapshot};
 use watershed_shared::names::{BuildId, GenerationId};
 use watershed_shared::task;
 
@@ -170,9 +170,9 @@ pub(super) async fn status(request: Request) -> Result<Response> {
         let now = serving.now(name)?;
         let log = input.log.borrow().clone();
         let snapshot = snapshots.next().expect("one for each stream");
-        let (archived_until, version, error) = match &snapshot {
-            Ok(snapshot) => (snapshot.archived_until().clone(), Some(snapshot.version()), None),
-            Err(error) => (input.archived_until.borrow().clone(), None, Some(error)),
+        let (archived_until, version, dead_letters, error) = match &snapshot {
+            Ok((snapshot, letters)) => (snapshot.archived_until().clone(), Some(snapshot.version()), *letters, None),
+            Err(error) => (input.archived_until.borrow().clone(), None, None, Some(error)),
         };
         let headroom = headroom::of(&now, &archived_until, &log.starts);
         let mut archive = json!({
@@ -193,7 +193,8 @@ pub(super) async fn status(request: Request) -> Result<Response> {
             "origins": now.origins,
             "caught_up": now.caught_up(),
             "late": now.late,
-            "dead_letters": now.dead_letters,
+            "late_since": now.late_since.map(time),
+            "dead_letters": dead_letters,
             "reasons": now.reasons,
             "archive": archive,
             "archiver": *input.archiver.borrow(),
@@ -224,12 +225,15 @@ pub(super) async fn status(request: Request) -> Result<Response> {
     Ok(reply::json(StatusCode::OK, &document))
 }
 
-/// What a master dataset holds, or why that is not known now.
-async fn snapshot(master: MasterDataset) -> std::result::Result<MasterSnapshot, String> {
+/// What a master dataset holds, and how many dead letters there are, or why that is not known now.
+async fn snapshot(dataset: MasterDataset) -> std::result::Result<(MasterSnapshot, Option<u64>), String> {
     // Not ended with the waiting: how it ends is taken note of.
-    let looking = task::spawn("look at the archive", async move { master.snapshot().await });
+    let looking = task::spawn("look at the archive", async move {
+        let snapshot = dataset.snapshot().await?;
+        Ok::<_, master::Error>((snapshot, dataset.dead_letter_count().await?))
+    });
     match tokio::time::timeout(SNAPSHOT_WAIT, looking).await {
-        Ok(Ok(Ok(snapshot))) => Ok(snapshot),
+        Ok(Ok(Ok(found))) => Ok(found),
         Ok(Ok(Err(error))) => Err(Error::read(error).message),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("the storage has not answered for {} seconds", SNAPSHOT_WAIT.as_secs())),

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -93,9 +94,11 @@ impl ViewDelta {
 pub struct PartitionStatus {
     /// The running maximum behind the position, microseconds.
     pub event_time_max: Option<i64>,
-    /// Late events and dead letters seen by this worker since it started.
+    /// Late events and dead letters that this worker has read since then.
     pub late: u64,
     pub dead_letters: u64,
+    #[serde(default)]
+    pub counted_since: Option<DateTime<Utc>>,
 }
 
 /// Why a worker does not advance, or an answer from it lacks something.

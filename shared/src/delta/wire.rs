@@ -254,7 +254,9 @@ mod tests {
             joined: true,
             unowned: BTreeSet::new(),
         };
-        let partitions = [(PartitionId(0), PartitionStatus { event_time_max: Some(7), late: 1, dead_letters: 2 })];
+        let counted_since = chrono::DateTime::from_timestamp_micros(9);
+        let status = PartitionStatus { event_time_max: Some(7), late: 1, dead_letters: 2, counted_since };
+        let partitions = [(PartitionId(0), status)];
         StreamDelta {
             stream: "s".to_owned(),
             position: end.clone(),

@@ -167,6 +167,15 @@ impl MasterDataset {
         }))
     }
 
+    /// How many dead letters are archived, by the statistics of the files; `None` when one of them has none.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn dead_letter_count(&self) -> Result<Option<u64>, Error> {
+        let state = self.inner.follow_dead_letters().await?;
+        Ok(state.files.values().map(|file| file.rows).sum())
+    }
+
     /// The present version. Two small reads when nothing is new.
     pub async fn snapshot(&self) -> Result<MasterSnapshot, Error> {
         let state = self.inner.follow_events().await?;
