@@ -13,6 +13,7 @@ use watershed_shared::clock;
 use watershed_shared::config::Config;
 
 use super::up::Role;
+use crate::cli::OutputFormat;
 use crate::platform::Platform;
 
 /// Events of the first load.
@@ -42,7 +43,10 @@ pub(crate) struct Options {
 }
 
 /// Runs the demo until Ctrl-C, or to its end with `--exit`.
-pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> Result<()> {
+pub(crate) async fn run(options: Options, format: OutputFormat, shutdown: CancellationToken) -> Result<()> {
+    // Before anything is written: the messages of what starts later speak of a configuration that the user never saw.
+    free("--listen", &options.listen)?;
+    free("--broker", &options.broker)?;
     let temporary = match &options.data_dir {
         Some(_) => None,
         None => Some(tempfile::tempdir().context("create a temporary folder")?),
@@ -52,14 +56,34 @@ pub(crate) async fn run(options: Options, shutdown: CancellationToken) -> Result
     std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let file = write_config(&dir, &options)?;
     let config = Config::load(Some(&file)).map_err(|errors| anyhow::anyhow!("the demo's configuration: {errors:?}"))?;
-    let platform = Platform::start(&config, Role::All).await?;
+    let platform = match Platform::start(&config, Role::All).await {
+        Ok(platform) => platform,
+        Err(error) => {
+            // What had started already still writes there until the process ends.
+            drop(temporary.map(tempfile::TempDir::keep));
+            return Err(error);
+        }
+    };
     let outcome = tokio::select! {
-        outcome = show(&platform, &file, &options, &shutdown) => outcome,
+        outcome = show(&platform, &file, &options, format, &shutdown) => outcome,
         () = shutdown.cancelled() => Ok(()),
         error = platform.failed() => Err(error),
     };
     platform.stop().await;
     outcome
+}
+
+/// # Errors
+/// When `address`, the value of `option`, is none, or somebody listens there.
+fn free(option: &str, address: &str) -> Result<()> {
+    match std::net::TcpListener::bind(address) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error).with_context(|| {
+            format!(
+                "cannot listen on {address}: stop the other program or give another port, as in {option} 127.0.0.1:0"
+            )
+        }),
+    }
 }
 
 fn write_config(dir: &Path, options: &Options) -> Result<PathBuf> {
@@ -69,46 +93,110 @@ fn write_config(dir: &Path, options: &Options) -> Result<PathBuf> {
     Ok(file)
 }
 
-async fn show(platform: &Platform, file: &Path, options: &Options, shutdown: &CancellationToken) -> Result<()> {
+async fn show(
+    platform: &Platform,
+    file: &Path,
+    options: &Options,
+    format: OutputFormat,
+    shutdown: &CancellationToken,
+) -> Result<()> {
     let demo = Demo { http: reqwest::Client::new(), url: format!("http://{}", platform.http) };
-    println!("watershed demo");
-    println!("  HTTP and console  {}", demo.url);
-    println!("  Kafka broker      {}", platform.bootstrap_servers);
-    println!("  configuration     {}", file.display());
+    let screen = Screen(format);
+    screen.text(&format!(
+        "watershed demo\n  HTTP and console  {}\n  Kafka broker      {}\n  configuration     {}",
+        demo.url,
+        platform.bootstrap_servers,
+        file.display()
+    ))?;
 
     let mut clicks = Clicks::new();
     let ends = demo.publish(&mut clicks, LOAD).await?;
-    println!("\n1. {LOAD} events are in the log. The view answers from the speed layer alone:\n");
     let before = demo.answer(&ends).await?;
-    demo.print(&before);
+    // In a folder of an earlier demo there were some before.
+    let events: i64 = ends.as_object().into_iter().flatten().filter_map(|(_, end)| end.as_i64()).sum();
+    let parts = match meta(&before)["generation"].as_u64() {
+        None | Some(0) => "the speed layer alone".to_owned(),
+        Some(generation) => format!("generation {generation} and what came since"),
+    };
+    screen.step(1, &format!("{events} events are in the log. The view answers from {parts}:"), &before)?;
 
-    println!("\n2. A rebuild recounts everything from the master dataset and publishes a generation.\n");
     let status = demo.rebuild("pages", "rebuild").await?;
-    println!("   build {}: {}, generation {}", text(&status["id"]), text(&status["state"]), status["generation"]);
     let after = demo.answer(&ends).await?;
-    demo.print(&after);
     ensure!(same_rows(&before, &after), "the answer at a position moved:\n{before}\n{after}");
-    println!("\n   The same position, now from the batch layer: the same answer, to the last digit.");
+    let (id, state) = (text(&status["id"]), text(&status["state"]));
+    let built = format!("   build {id}: {state}, generation {}", status["generation"]);
+    let what = "A rebuild recounts everything from the master dataset and publishes a generation.";
+    screen.step(2, &format!("{what}\n\n{built}"), &after)?;
+    screen.text("\n   The same position, now from the batch layer: the same answer, to the last digit.")?;
 
-    println!("\n3. More events arrive, some of them late. Generation and delta are merged:\n");
     let ends = demo.publish(&mut clicks, LOAD / 10).await?;
     let merged = demo.answer(&ends).await?;
-    demo.print(&merged);
+    screen.step(3, "More events arrive, some of them late. Generation and delta are merged:", &merged)?;
 
-    println!("\nTry, in another terminal:");
-    println!("  curl '{}/v1/views/pages?order=views%20DESC&limit=3'", demo.url);
-    println!("  watershed query --url {} \"SELECT page, sum(views) AS views FROM pages GROUP BY page\"", demo.url);
-    println!("  watershed rebuild pages --wait --url {}", demo.url);
-    println!("  watershed status --url {}", demo.url);
+    screen.text(&format!(
+        "\nTry, in another terminal:\n  curl '{url}/v1/views/pages?order=views%20DESC&limit=3'\n  \
+         watershed query --url {url} \"SELECT page, sum(views) AS views FROM pages GROUP BY page\"\n  \
+         watershed rebuild pages --wait --url {url}\n  watershed status --url {url}",
+        url = demo.url
+    ))?;
     if options.exit {
         return Ok(());
     }
-    println!("\n{RATE} events a second go on arriving, a refresh each minute. Ctrl-C ends the demo.");
+    screen.text(&format!("\n{RATE} events a second go on arriving, a refresh each minute. Ctrl-C ends the demo."))?;
     while !shutdown.is_cancelled() {
         demo.publish(&mut clicks, RATE).await?;
         clock::sleep(Duration::from_secs(1)).await;
     }
     Ok(())
+}
+
+/// Where the show is seen: for people a text, for programs a line of JSON for each step.
+struct Screen(OutputFormat);
+
+impl Screen {
+    fn text(&self, text: &str) -> Result<()> {
+        match self.0 {
+            OutputFormat::Text => print(text),
+            OutputFormat::Json => Ok(()),
+        }
+    }
+
+    fn step(&self, number: u8, what: &str, answer: &Value) -> Result<()> {
+        match self.0 {
+            OutputFormat::Text => print(&format!("\n{number}. {what}\n\n{}", table(answer))),
+            OutputFormat::Json => print(&json!({"step": number, "what": what, "answer": answer}).to_string()),
+        }
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    crate::output::print(text).map_err(|failure| anyhow::anyhow!("cannot write to standard output: {failure:?}"))
+}
+
+fn meta(answer: &Value) -> &Value {
+    &answer["meta"]["views"]["pages"]
+}
+
+/// The rows of an answer, and where it stands.
+fn table(answer: &Value) -> String {
+    let mut out = format!("   {:<10} {:>8} {:>12} {:>12} {:>8}\n", "page", "views", "bytes", "avg ms", "visitors");
+    for row in answer["rows"].as_array().into_iter().flatten() {
+        out.push_str(&format!(
+            "   {:<10} {:>8} {:>12} {:>12.3} {:>8}\n",
+            text(&row["page"]),
+            row["views"].to_string(),
+            row["bytes"].to_string(),
+            row["avg_ms"].as_f64().unwrap_or(f64::NAN),
+            row["visitors"].to_string()
+        ));
+    }
+    let meta = meta(answer);
+    out.push_str(&format!("   generation {}, complete {}; partitions:\n", meta["generation"], meta["complete"]));
+    for (partition, state) in meta["partitions"].as_object().into_iter().flatten() {
+        let (cut, position, end) = (&state["batch_until"], &state["position"], &state["log_end"]);
+        out.push_str(&format!("     {partition}: batch until {cut}, answer until {position}, log until {end}\n"));
+    }
+    out
 }
 
 /// Talks to the demo's own platform as any client would.
@@ -134,10 +222,17 @@ impl Demo {
     }
 
     async fn rebuild(&self, view: &str, mode: &str) -> Result<Value> {
-        let request = self.http.post(format!("{}/v1/views/{view}/rebuilds", self.url)).json(&json!({"mode": mode}));
-        let started = accepted(request.send().await?, "start a build").await?;
-        let id = text(&started["id"]);
         let deadline = clock::Instant::now() + WAIT;
+        let started = loop {
+            let request = self.http.post(format!("{}/v1/views/{view}/rebuilds", self.url)).json(&json!({"mode": mode}));
+            let answer = request.send().await?;
+            // A build of the view's schedule may run just now.
+            if answer.status() != reqwest::StatusCode::CONFLICT || clock::Instant::now() > deadline {
+                break accepted(answer, "start a build").await?;
+            }
+            clock::sleep(Duration::from_millis(100)).await;
+        };
+        let id = text(&started["id"]);
         loop {
             let request = self.http.get(format!("{}/v1/rebuilds/{id}", self.url)).query(&[("wait_ms", "1000")]);
             let status = accepted(request.send().await?, "follow a build").await?;
@@ -146,26 +241,6 @@ impl Demo {
                 Some("queued" | "running" | "publishing") if clock::Instant::now() < deadline => {}
                 _ => anyhow::bail!("the build did not succeed: {status}"),
             }
-        }
-    }
-
-    fn print(&self, body: &Value) {
-        let meta = &body["meta"]["views"]["pages"];
-        println!("   {:<10} {:>8} {:>12} {:>12} {:>8}", "page", "views", "bytes", "avg ms", "visitors");
-        for row in body["rows"].as_array().into_iter().flatten() {
-            println!(
-                "   {:<10} {:>8} {:>12} {:>12.3} {:>8}",
-                text(&row["page"]),
-                row["views"],
-                row["bytes"],
-                row["avg_ms"].as_f64().unwrap_or(f64::NAN),
-                row["visitors"]
-            );
-        }
-        println!("   generation {}, complete {}; partitions:", meta["generation"], meta["complete"]);
-        for (partition, state) in meta["partitions"].as_object().into_iter().flatten() {
-            let (cut, position, end) = (&state["batch_until"], &state["position"], &state["log_end"]);
-            println!("     {partition}: batch until {cut}, answer until {position}, log until {end}");
         }
     }
 }

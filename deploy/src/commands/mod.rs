@@ -30,7 +30,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
             let config = platform.configuration()?;
             Ok(up::run(&config, options, shutdown::on_signal()?).await?)
         }
-        Command::Demo(options) => Ok(demo::run(options, shutdown::on_signal()?).await?),
+        Command::Demo(options) => Ok(demo::run(options, format, shutdown::on_signal()?).await?),
         Command::Config => output::print(&Config::reference()),
         Command::Check => check::run(&platform, format).await,
         Command::Produce(args) => produce::run(&args, &platform, format).await,

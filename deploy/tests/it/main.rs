@@ -5,6 +5,7 @@ mod boundary;
 mod brokers;
 mod check;
 mod command_line;
+mod demo;
 mod deployment;
 mod harness;
 mod hdfs;
