@@ -257,7 +257,7 @@ fn check_id(topic: &str, expected: Option<&str>, found: Option<&str>) -> Result<
 
 /// The marks of all partitions, once none of them ends before `from`, or that has been so for a while: a leader that was
 /// elected a moment ago can lag behind what others have read of the one before it.
-async fn settled_marks(
+pub(super) async fn settled_marks(
     client: &LogClient,
     topic: &str,
     from: &OffsetVector,

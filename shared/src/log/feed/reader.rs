@@ -9,6 +9,7 @@ use super::Shared;
 use super::side::SideReader;
 use super::window::{ReaderId, Step};
 use crate::log::error::{Error, Result};
+use crate::log::raw::settled_marks;
 use crate::offsets::{Offset, OffsetVector, PartitionId};
 use crate::record::DecodedBatch;
 
@@ -82,6 +83,10 @@ impl FeedReader {
                 Ok(batch)
             }
             Err(error) => {
+                if let Error::LogTruncated { .. } = error {
+                    // Nobody reads on: the next offsets are not those of the events that somebody waits for.
+                    self.shared.fail(&error);
+                }
                 self.failed = Some(error.clone());
                 Err(error)
             }
@@ -143,8 +148,7 @@ impl FeedReader {
             return Ok(());
         }
         let topic = &self.shared.config.topic;
-        let marks = self.shared.client.watermarks(topic).await;
-        let marks = match marks {
+        let marks = match settled_marks(&self.shared.client, topic, &self.position, &self.shared.raw).await {
             Ok(marks) => marks,
             Err(e) => {
                 self.shared.detach(self.id);
@@ -155,10 +159,7 @@ impl FeedReader {
             let (low, high) = marks.get(&partition).copied().unwrap_or((Offset(0), Offset(0)));
             if wanted > high && marks.contains_key(&partition) {
                 self.shared.detach(self.id);
-                let error = Error::LogTruncated { topic: topic.clone(), partition, end: high, position: wanted };
-                // Nobody reads on: the next offsets are not those of the events that this reader waits for.
-                self.shared.fail(&error);
-                return Err(error);
+                return Err(Error::LogTruncated { topic: topic.clone(), partition, end: high, position: wanted });
             }
             if wanted > high {
                 self.shared.detach(self.id);
