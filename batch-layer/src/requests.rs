@@ -8,7 +8,7 @@ use object_store::ObjectMeta;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use watershed_shared::builds::{BuildState, Trigger};
+use watershed_shared::builds::BuildState;
 use watershed_shared::catalog::{BuildOutcome, Rejected, Request, ViewEvent, ViewState};
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::names::BuildId;
@@ -129,7 +129,7 @@ impl Requests {
             view: view.clone(),
             mode,
             base,
-            trigger: Trigger::Manual,
+            trigger: request.trigger,
             requested: Some(request.id.clone()),
         };
         match self.builder.start(build).await {

@@ -4,15 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
-use bytes::Bytes;
 use datafusion::catalog::view::ViewTable;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::DataFusionError;
 use datafusion::common::ScalarValue;
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ident, lit};
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Serialize;
 use watershed_shared::clock;
 use watershed_shared::delta::Reason;
@@ -20,9 +17,9 @@ use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{Offset, OffsetVector, PartitionId};
 use watershed_shared::record::{EVENT_TIME_MAX, LATE};
-use watershed_shared::run::{event_error_schema, event_errors_to_batch};
+use watershed_shared::run::{Fault, ReadError, event_error_schema, event_errors_to_batch, read_event_errors};
 
-use crate::engine::{Engine, Failure, Rows, failure};
+use crate::engine::{Engine, Failure, Rows, failure, gone};
 use crate::error::{Code, Error, Result};
 use crate::front::{ViewAnswer, ViewMeta, keeps_failures_only, runs_table};
 use crate::merged::MergedStates;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use watershed_shared::builds::{BuildState, BuildStatus};
+use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
 use watershed_shared::catalog::BuildMode;
 use watershed_shared::names::{BuildId, DefinitionHash, GenerationId};
 use watershed_shared::offsets::Cut;
@@ -72,8 +72,9 @@ impl From<BuildsError> for Error {
 /// - `activate` answers as soon as the build that brings the generation up to a fresh cut has been started.
 #[async_trait]
 pub trait Builds: Send + Sync + fmt::Debug {
-    /// Starts a rebuild or a refresh by hand; a refresh without a generation is a rebuild.
-    async fn start(&self, view: &str, mode: BuildMode, dry_run: bool) -> Result<Started, BuildsError>;
+    /// Starts a rebuild or a refresh; a refresh without a generation is a rebuild. `trigger` is recorded.
+    async fn start(&self, view: &str, mode: BuildMode, trigger: Trigger, dry_run: bool)
+    -> Result<Started, BuildsError>;
 
     /// Newest first.
     async fn list(&self, view: Option<&str>, state: Option<BuildState>) -> Result<Vec<BuildStatus>, BuildsError>;

@@ -16,7 +16,7 @@ use watershed_shared::view::{ErrorSink, Kind};
 
 use crate::ask::view_failure;
 use crate::encode;
-use crate::engine::{Failure, Rows};
+use crate::engine::{Failure, Rows, gone};
 use crate::error::{Code, Error, Result};
 use crate::front::ViewAnswer;
 use crate::merged::MergedStates;
@@ -216,7 +216,7 @@ fn late() -> Error {
 fn answered(failure: Failure) -> Error {
     match failure {
         Failure::Answer(error) => error,
-        Failure::FileGone(_) => Error::new(Code::NotReady, "a file was deleted under the comparison: try again"),
+        Failure::FileGone(error) => gone(&error),
     }
 }
 
@@ -231,7 +231,7 @@ fn recounted(
     let planned = answer.compiled.rows_plan(events).map_err(view_failure);
     let (plan, sink) = planned.map_err(|failure| match failure {
         Failure::Answer(error) => error,
-        Failure::FileGone(error) => Error::internal(error),
+        Failure::FileGone(error) => gone(&error),
     })?;
     Ok((Arc::new(ViewTable::new(plan, None)), sink))
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, MemoryCatalogProviderList, MemorySchemaProvider};
 use datafusion::catalog::{CatalogProviderList, SchemaProvider, TableProvider};
 use datafusion::common::DataFusionError;
@@ -20,6 +21,8 @@ use futures::StreamExt;
 use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use watershed_shared::clock;
+use watershed_shared::master;
+use watershed_shared::run::Fault;
 use watershed_shared::storage::{self, Storage};
 use watershed_shared::view::pinned_config;
 
@@ -249,14 +252,23 @@ async fn collect(state: SessionState, plan: LogicalPlan, max_bytes: usize) -> st
 
 /// What an error of the engine means to a client.
 pub(crate) fn failure(error: DataFusionError) -> Failure {
-    if watershed_shared::master::misses_a_file(&error) {
+    if master::misses_a_file(&error) {
         return Failure::FileGone(error);
+    }
+    if let Some(fault) = Fault::behind(&error) {
+        return Failure::Answer(Error::unreadable(fault));
     }
     if let Some(said) = storage::unavailable(&error) {
         return Failure::Answer(Error::new(Code::StorageUnavailable, said));
     }
     let code = match error.find_root() {
         DataFusionError::ResourcesExhausted(_) => Code::TooLarge,
+        // No statement makes one: a file of the master dataset, or of an older release, is not as it was written.
+        root if is_undecodable(root) => {
+            tracing::error!(%error, "a file cannot be decoded");
+            let message = format!("a file that the statement reads is damaged: {}", sql::message(&error));
+            return Failure::Answer(Error::new(Code::NotReady, message));
+        }
         // What the statement's own expressions came upon: a division by zero, a cast that does not fit.
         DataFusionError::ArrowError(..)
         | DataFusionError::Execution(_)
@@ -270,4 +282,18 @@ pub(crate) fn failure(error: DataFusionError) -> Failure {
         tracing::error!(%error, "a query failed");
     }
     Failure::Answer(Error::new(code, sql::message(&error)))
+}
+
+fn is_undecodable(root: &DataFusionError) -> bool {
+    match root {
+        DataFusionError::ParquetError(_) => true,
+        DataFusionError::ArrowError(error, _) => matches!(error.as_ref(), ArrowError::ParquetError(_)),
+        _ => false,
+    }
+}
+
+/// What a file was not there for, as its reader says.
+pub(crate) fn gone(error: &DataFusionError) -> Error {
+    let path = master::missed_file(error).unwrap_or_default().into();
+    Error::unreadable(Fault::behind(error).unwrap_or(&Fault::Missing { path }))
 }

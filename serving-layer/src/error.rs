@@ -3,6 +3,8 @@
 use serde::Serialize;
 use warp::http::StatusCode;
 use watershed_shared::offsets::Position;
+use watershed_shared::paths;
+use watershed_shared::run::Fault;
 use watershed_shared::storage;
 
 /// The codes of `{"error": {"code", "message"}}`. Clients match on them: none may change.
@@ -127,12 +129,33 @@ impl Error {
         Self::new(Code::Internal, error.to_string())
     }
 
-    /// Something could not be read: the storage's doing, or ours.
+    /// Something could not be read: the storage is away, or what it has is not what was written.
     pub(crate) fn read(error: impl std::error::Error + 'static) -> Self {
-        match storage::unavailable(&error) {
-            Some(said) => Self::new(Code::StorageUnavailable, said),
-            None => Self::internal(error),
+        if let Some(fault) = Fault::behind(&error) {
+            return Self::unreadable(fault);
         }
+        if let Some(said) = storage::unavailable(&error) {
+            return Self::new(Code::StorageUnavailable, said);
+        }
+        let causes: Vec<String> = std::iter::successors(Some(&error as &dyn std::error::Error), |e| e.source())
+            .map(ToString::to_string)
+            .collect();
+        let message = format!("what the answer is made of cannot be read: {}", causes.join(": "));
+        tracing::error!("{message}");
+        Self::new(Code::NotReady, message)
+    }
+
+    /// A file that a record names is missing or damaged, and stays so until somebody, or a build, puts it right.
+    pub(crate) fn unreadable(fault: &Fault) -> Self {
+        tracing::error!(%fault, "a file cannot be read");
+        let message = match paths::view_of(fault.path()) {
+            Some(view) => format!(
+                "view `{view}`: {fault}; a rebuild of the view makes it anew, and is started by itself if the file \
+                 belongs to the generation that answers"
+            ),
+            None => format!("{fault}; it is part of a master dataset, which nothing can make anew: restore it"),
+        };
+        Self::new(Code::NotReady, message)
     }
 
     /// Names the nearest of `known` when there is one that is near.

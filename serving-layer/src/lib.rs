@@ -29,7 +29,7 @@ pub use compare::{Diff, Difference, Verified};
 pub use definitions::Definitions;
 pub use engine::{QuerySettings, Rows};
 pub use error::{Code, Error};
-pub use front::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, ViewAnswer, ViewMeta};
+pub use front::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, UNREADABLE, ViewAnswer, ViewMeta};
 pub use http::{ROUTES, routes};
 pub use ingest::{Ingest, IngestError, LogIngest, Published};
 pub use input::{LogStatus, MetricsSource, ServingInput, Settings, StreamInput, Unreachable, ViewInput};

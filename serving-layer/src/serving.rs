@@ -12,7 +12,7 @@ use watershed_shared::{clock, task};
 
 use crate::engine::Engine;
 use crate::error::{Code, Error, Result};
-use crate::front::{Front, StreamAnswer, ViewAnswer};
+use crate::front::{Files, Front, StreamAnswer, ViewAnswer};
 use crate::input::{ServingInput, StreamInput, ViewInput};
 use crate::metrics::Metrics;
 
@@ -73,8 +73,15 @@ impl Serving {
     /// Follows the streams until `shutdown`. To be called once; a second call returns at once.
     pub async fn run(&self, shutdown: CancellationToken) {
         let fronts = std::mem::take(&mut *self.inner.fronts.lock());
-        let tasks: Vec<_> =
+        let mut tasks: Vec<_> =
             fronts.into_iter().map(|front| task::spawn("serving front", front.run(shutdown.clone()))).collect();
+        let input = &self.inner.input;
+        let views = input
+            .views
+            .iter()
+            .map(|(name, view)| (name.clone(), (self.inner.answers[&view.stream].clone(), view.register.clone())));
+        let files = Files::new(views.collect(), Arc::clone(&input.builds));
+        tasks.push(task::spawn("files of generations", files.run(shutdown)));
         for task in tasks {
             if let Err(error) = task.await {
                 tracing::error!(%error, "a stream's front ended");
@@ -98,6 +105,9 @@ impl Serving {
             let now = answers.borrow();
             missing
                 .extend(now.unanswerable.iter().map(|(view, why)| format!("view `{view}` cannot be answered: {why}")));
+            missing.extend(
+                now.views.iter().filter_map(|(view, answer)| Some(format!("view `{view}`: {}", answer.fault()?))),
+            );
             if patient && !now.caught_up() {
                 missing.push(format!("stream `{stream}` has not caught up since the start"));
             }

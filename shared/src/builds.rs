@@ -32,11 +32,21 @@ impl BuildState {
 }
 
 /// What started a build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Trigger {
+    #[default]
     Manual,
     Schedule,
+    /// A file of the generation that answers is missing or damaged.
+    Repair,
+}
+
+impl Trigger {
+    /// Whether a person asked for it.
+    pub fn is_manual(&self) -> bool {
+        *self == Self::Manual
+    }
 }
 
 /// How far a build is.

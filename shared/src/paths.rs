@@ -29,6 +29,12 @@ pub fn run(view: &str, definition: &DefinitionHash, run: &RunId) -> Path {
     Path::from_iter(["views", view, definition.as_str(), &format!("{run}.parquet")])
 }
 
+/// The view to which the file at `path` belongs; `None` if it is no view's.
+pub fn view_of(path: &Path) -> Option<String> {
+    let mut parts = path.parts();
+    (parts.next()?.as_ref() == "views").then(|| parts.next().map(|view| view.as_ref().to_owned())).flatten()
+}
+
 /// The events of a run on which the view's SQL failed, Parquet of `_partition, _offset, error`.
 pub fn run_errors(view: &str, definition: &DefinitionHash, run: &RunId) -> Path {
     Path::from_iter(["views", view, definition.as_str(), &format!("{run}.errors.parquet")])

@@ -16,8 +16,6 @@ use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{ExecutionPlan, execute_stream};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
-use object_store::path::Path;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use tracing::warn;
 use watershed_shared::background;
 use watershed_shared::builds::BuildStatus;
@@ -28,7 +26,9 @@ use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{GenerationId, RunId};
 use watershed_shared::offsets::{Coverage, Cut, Offset, OffsetRange, PartitionId};
 use watershed_shared::paths;
-use watershed_shared::run::{self, EventError, RunMeta, RunOptions, RunsTable, write_event_errors, write_run};
+use watershed_shared::run::{
+    self, EventError, RunMeta, RunOptions, RunsTable, read_event_errors, write_event_errors, write_run,
+};
 use watershed_shared::view::{CompiledView, Kind, pinned_config};
 
 use super::decide::{self, BuildPlan};
@@ -218,10 +218,12 @@ async fn write(
         id,
         file: path.to_string(),
         size_bytes: file.size_bytes,
+        tail: Some(file.tail),
         rows: file.rows,
         coverage,
         errors: 0,
         errors_file: None,
+        errors_crc32: None,
     };
     Ok((run, events))
 }
@@ -286,18 +288,15 @@ async fn attach_errors(
     let path = paths::run_errors(&target.view, &definition.hash, &run.id);
     let options = RunOptions::new(run.id.clone(), definition.hash.clone(), run.coverage.clone());
     run.errors = errors.len() as u64;
-    write_event_errors(&inner.storage, &path, errors, &options).await?;
+    let file = write_event_errors(&inner.storage, &path, errors, &options).await?;
     run.errors_file = Some(path.to_string());
+    run.errors_crc32 = Some(file.crc32);
     Ok(())
 }
 
 async fn read_errors(inner: &Inner, run: &RunMeta) -> Result<Vec<EventError>> {
-    let Some(file) = &run.errors_file else { return Ok(Vec::new()) };
-    let bytes = inner.storage.get(&Path::from(file.as_str())).await?;
-    let bytes = bytes.with_context(|| format!("{file} is named by a generation and missing"))?;
     let mut errors = Vec::new();
-    for batch in ParquetRecordBatchReaderBuilder::try_new(bytes)?.build()? {
-        let batch = batch?;
+    for batch in read_event_errors(&inner.storage, run).await? {
         let column = |i: usize| batch.column(i).as_any();
         let partitions = column(0).downcast_ref::<Int32Array>().context("_partition")?;
         let offsets = column(1).downcast_ref::<Int64Array>().context("_offset")?;

@@ -210,7 +210,8 @@ async fn a_build_that_two_processes_are_asked_for_is_run_by_one() {
     for number in 1..=5 {
         let id = BuildId::new(format!("build-{number}"));
         let (mode, requested_at) = (BuildMode::Rebuild, clock::now());
-        let request = Request { id: id.clone(), mode, base: None, requested_at, holder: None };
+        let request =
+            Request { id: id.clone(), mode, base: None, requested_at, trigger: Trigger::Manual, holder: None };
         let event = ViewEvent::Requested { request };
         world.register.update(|_: &ViewState| Ok::<_, Rejected>(Some(event.clone()))).await.unwrap();
         let state = world.until(|state| !state.is_open(&id)).await;
@@ -226,7 +227,7 @@ async fn a_request_that_this_process_took_on_and_does_not_run_is_run() {
     let world = World::new().await;
     let id = BuildId::new("stranded");
     let (mode, requested_at) = (BuildMode::Rebuild, clock::now());
-    let request = Request { id: id.clone(), mode, base: None, requested_at, holder: None };
+    let request = Request { id: id.clone(), mode, base: None, requested_at, trigger: Trigger::Manual, holder: None };
     let taken = ViewEvent::Taken { build: id.clone(), holder: "a".to_owned() };
     for event in [ViewEvent::Requested { request }, taken] {
         world.register.update(|_: &ViewState| Ok::<_, Rejected>(Some(event.clone()))).await.unwrap();

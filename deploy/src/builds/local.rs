@@ -21,9 +21,14 @@ pub(crate) struct LocalBuilds {
 
 #[async_trait]
 impl Builds for LocalBuilds {
-    async fn start(&self, view: &str, mode: BuildMode, dry_run: bool) -> Result<Started, BuildsError> {
-        let request =
-            BuildRequest { view: view.to_owned(), mode, base: None, trigger: Trigger::Manual, requested: None };
+    async fn start(
+        &self,
+        view: &str,
+        mode: BuildMode,
+        trigger: Trigger,
+        dry_run: bool,
+    ) -> Result<Started, BuildsError> {
+        let request = BuildRequest { view: view.to_owned(), mode, base: None, trigger, requested: None };
         if dry_run {
             let plan = self.builder.dry_run(&request).await.map_err(refused)?;
             return Ok(Started::Estimate(estimate(view, plan)));

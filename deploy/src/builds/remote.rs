@@ -53,14 +53,20 @@ impl RemoteBuilds {
     }
 
     /// Appends the request; its first status is there before.
-    async fn request(&self, view: &str, mode: BuildMode, base: Option<GenerationId>) -> Result<BuildId, BuildsError> {
+    async fn request(
+        &self,
+        view: &str,
+        mode: BuildMode,
+        base: Option<GenerationId>,
+        trigger: Trigger,
+    ) -> Result<BuildId, BuildsError> {
         let target = self.target(view)?;
         let id = new_build_id();
-        let mut status = BuildStatus::new(id.clone(), view, mode, Trigger::Manual, "");
+        let mut status = BuildStatus::new(id.clone(), view, mode, trigger, "");
         status.base = base;
         status.progress.step = "waiting for a batch process".to_owned();
         write_status(self.history.storage(), &status).await.map_err(unavailable)?;
-        let request = Request { id: id.clone(), mode, base, requested_at: status.requested_at, holder: None };
+        let request = Request { id: id.clone(), mode, base, requested_at: status.requested_at, trigger, holder: None };
         let decided = target.register.update(|state: &ViewState| {
             // Ours, if the answer of an earlier try was lost.
             let there = state.is_open(&id) || state.generations.iter().any(|g| g.build == id);
@@ -93,7 +99,7 @@ impl RemoteBuilds {
 
 #[async_trait]
 impl Builds for RemoteBuilds {
-    async fn start(&self, view: &str, mode: BuildMode, dry: bool) -> Result<Started, BuildsError> {
+    async fn start(&self, view: &str, mode: BuildMode, trigger: Trigger, dry: bool) -> Result<Started, BuildsError> {
         if dry {
             let RemoteTarget { register, master, delta, origins } = self.target(view)?;
             let reached = delta.watch().borrow().position.clone();
@@ -101,7 +107,7 @@ impl Builds for RemoteBuilds {
             let plan = dry_run(register, master, &reached, &origins, mode, None).await.map_err(refused)?;
             return Ok(Started::Estimate(estimate(view, plan)));
         }
-        Ok(Started::Build(self.request(view, mode, None).await?))
+        Ok(Started::Build(self.request(view, mode, None, trigger).await?))
     }
 
     async fn list(&self, view: Option<&str>, state: Option<BuildState>) -> Result<Vec<BuildStatus>, BuildsError> {
@@ -140,7 +146,7 @@ impl Builds for RemoteBuilds {
     }
 
     async fn activate(&self, view: &str, generation: GenerationId) -> Result<BuildId, BuildsError> {
-        self.request(view, BuildMode::Activate, Some(generation)).await
+        self.request(view, BuildMode::Activate, Some(generation), Trigger::Manual).await
     }
 
     async fn pause(&self, view: &str, paused: bool) -> Result<(), BuildsError> {

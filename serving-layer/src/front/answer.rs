@@ -12,7 +12,7 @@ use watershed_shared::clock;
 use watershed_shared::delta::{DeltaRun, Reason};
 use watershed_shared::names::{DefinitionHash, GenerationId};
 use watershed_shared::offsets::{Cut, Offset, OffsetVector, PartitionId, Position};
-use watershed_shared::run::RunsTable;
+use watershed_shared::run::{Fault, RunsTable};
 use watershed_shared::view::{CompiledView, Kind};
 
 use crate::merged::{DeltaTable, MergedStates};
@@ -139,6 +139,11 @@ impl ViewAnswer {
         MergedStates::new(schema, parts)
     }
 
+    /// What is wrong with a file of the generation, as a reader has found.
+    pub(crate) fn fault(&self) -> Option<Fault> {
+        self.generation_runs.as_ref().and_then(|runs| runs.fault())
+    }
+
     /// The generation's states alone; `None` where none are stored.
     pub(crate) fn generation_states(&self) -> Option<Arc<dyn TableProvider>> {
         self.generation_runs.clone().map(|runs| runs as Arc<dyn TableProvider>)
@@ -192,6 +197,9 @@ pub(crate) fn keeps_failures_only(compiled: &CompiledView, materialize: bool) ->
 pub const CATCHING_UP: &str = "catching_up";
 /// The reason of a view whose delta is being built again.
 pub const REPLAYING: &str = "replaying";
+
+/// The reason of a generation of which a file is missing or damaged.
+pub const UNREADABLE: &str = "generation_unreadable";
 
 /// `meta.views.<view>`.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -2,6 +2,7 @@
 
 mod answer;
 mod decide;
+mod files;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,9 +23,10 @@ use watershed_shared::run::RunsTable;
 use watershed_shared::storage::Storage;
 use watershed_shared::view::CompiledView;
 
-pub use answer::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, ViewAnswer, ViewMeta};
+pub use answer::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, UNREADABLE, ViewAnswer, ViewMeta};
 pub(crate) use answer::{Pending, keeps_failures_only};
 use decide::{Candidate, Decision, Pair, decide};
+pub(crate) use files::Files;
 
 use crate::definitions::Definitions;
 use crate::input::{LogStatus, Unreachable};
@@ -360,6 +362,15 @@ impl Front {
 
     fn reasons(&self, stream: &[Reason], answer: &ViewAnswer, start_end: Option<&OffsetVector>) -> Vec<Reason> {
         let mut reasons = stream.to_vec();
+        if let Some(fault) = answer.fault() {
+            reasons.push(Reason {
+                code: UNREADABLE.to_owned(),
+                partition: None,
+                from: None,
+                to: None,
+                message: format!("generation {}: {fault}; the view is being rebuilt", answer.generation_id()),
+            });
+        }
         match start_end {
             None => reasons.push(Reason {
                 code: CATCHING_UP.to_owned(),

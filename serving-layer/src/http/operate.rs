@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use warp::http::StatusCode;
 use warp::reply::Response;
-use watershed_shared::builds::BuildState;
+use watershed_shared::builds::{BuildState, Trigger};
 use watershed_shared::catalog::{BuildMode, Loss, Rejected, StreamEvent, StreamState};
 use watershed_shared::master::{self, MasterDataset, MasterSnapshot};
 use watershed_shared::names::{BuildId, GenerationId};
@@ -53,7 +53,7 @@ pub(super) async fn start(request: Request, view: String, body: Bytes) -> Result
         Mode::Rebuild => BuildMode::Rebuild,
         Mode::Refresh => BuildMode::Refresh,
     };
-    Ok(match request.serving.inner.input.builds.start(&view, mode, body.dry_run).await? {
+    Ok(match request.serving.inner.input.builds.start(&view, mode, Trigger::Manual, body.dry_run).await? {
         Started::Build(id) => reply::json(StatusCode::ACCEPTED, &json!({ "id": id })),
         Started::Estimate(estimate) => reply::json(StatusCode::OK, &estimate),
     })

@@ -8,16 +8,16 @@ use watershed_shared::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
 
 use crate::world::{PATIENCE, World, assert_same, position_of};
 
-fn rows(answer: &Value) -> &Vec<Value> {
+pub(crate) fn rows(answer: &Value) -> &Vec<Value> {
     answer["rows"].as_array().unwrap_or_else(|| panic!("no rows: {answer}"))
 }
 
-fn code(answer: &Value) -> &str {
+pub(crate) fn code(answer: &Value) -> &str {
     answer["error"]["code"].as_str().unwrap_or_else(|| panic!("no error: {answer}"))
 }
 
 /// A world with a generation at (20, 30) of every view and a delta up to (50, 50).
-async fn built() -> World {
+pub(crate) async fn built() -> World {
     let world = World::new(11, 60).await;
     let cut: OffsetVector = [(0, 20), (1, 30)].into();
     world.advance(&cut).await;

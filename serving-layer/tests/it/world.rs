@@ -392,18 +392,19 @@ impl World {
         let errors_file = match states.errors.is_empty() {
             true => None,
             false => {
-                write_event_errors(&self.storage, &errors_path, states.errors.clone(), &options).await.unwrap();
-                Some(errors_path.to_string())
+                Some(write_event_errors(&self.storage, &errors_path, states.errors.clone(), &options).await.unwrap())
             }
         };
         RunMeta {
             id,
             file: path.to_string(),
             size_bytes: file.size_bytes,
+            tail: Some(file.tail),
             rows: file.rows,
             coverage,
             errors: states.errors.len() as u64,
-            errors_file,
+            errors_crc32: errors_file.map(|file| file.crc32),
+            errors_file: errors_file.map(|_| errors_path.to_string()),
         }
     }
 
@@ -667,7 +668,13 @@ pub(crate) struct TestBuilds(Mutex<Vec<BuildStatus>>);
 
 #[async_trait]
 impl Builds for TestBuilds {
-    async fn start(&self, view: &str, mode: BuildMode, dry_run: bool) -> Result<Started, BuildsError> {
+    async fn start(
+        &self,
+        view: &str,
+        mode: BuildMode,
+        trigger: Trigger,
+        dry_run: bool,
+    ) -> Result<Started, BuildsError> {
         let mut all = self.0.lock();
         if let Some(running) = all.iter().find(|b| b.view == view && !b.state.is_final()) {
             return Err(BuildsError::AlreadyRunning { view: view.into(), id: running.id.clone() });
@@ -683,7 +690,7 @@ impl Builds for TestBuilds {
                 events: 5,
             }));
         }
-        let build = BuildStatus::new(BuildId::unique(), view, mode, Trigger::Manual, "test");
+        let build = BuildStatus::new(BuildId::unique(), view, mode, trigger, "test");
         all.push(build.clone());
         Ok(Started::Build(build.id))
     }
@@ -709,7 +716,7 @@ impl Builds for TestBuilds {
     }
 
     async fn activate(&self, view: &str, _: GenerationId) -> Result<BuildId, BuildsError> {
-        match self.start(view, BuildMode::Activate, false).await? {
+        match self.start(view, BuildMode::Activate, Trigger::Manual, false).await? {
             Started::Build(id) => Ok(id),
             Started::Estimate(_) => unreachable!("it was no dry run"),
         }

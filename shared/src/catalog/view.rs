@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use super::Rejected;
+use crate::builds::Trigger;
 use crate::config::Late;
 use crate::mutant::{self, Mutant};
 use crate::names::{BuildId, DefinitionHash, GenerationId};
@@ -82,6 +83,8 @@ pub struct Request {
     /// Of an activation: the generation to return to.
     pub base: Option<GenerationId>,
     pub requested_at: DateTime<Utc>,
+    #[serde(default, skip_serializing_if = "Trigger::is_manual")]
+    pub trigger: Trigger,
     /// The process that has taken it on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holder: Option<String>,
@@ -367,7 +370,14 @@ mod tests {
 
     fn requested(id: &str) -> ViewEvent {
         let (id, mode) = (BuildId::new(id), BuildMode::Rebuild);
-        let request = Request { id, mode, base: None, requested_at: DateTime::UNIX_EPOCH, holder: None };
+        let request = Request {
+            id,
+            mode,
+            base: None,
+            requested_at: DateTime::UNIX_EPOCH,
+            trigger: Trigger::Manual,
+            holder: None,
+        };
         ViewEvent::Requested { request }
     }
 

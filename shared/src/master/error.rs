@@ -94,8 +94,15 @@ impl Error {
 ///
 /// Take a new snapshot and start the query again: any later version has the same rows below the same offsets.
 pub fn misses_a_file(error: &datafusion::error::DataFusionError) -> bool {
-    crate::storage::causes(error)
-        .any(|cause| matches!(cause.downcast_ref(), Some(object_store::Error::NotFound { .. })))
+    missed_file(error).is_some()
+}
+
+/// The file that is gone, of an error that [`misses_a_file`].
+pub fn missed_file<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a str> {
+    crate::storage::causes(error).find_map(|cause| match cause.downcast_ref() {
+        Some(object_store::Error::NotFound { path, .. }) => Some(path.as_str()),
+        _ => None,
+    })
 }
 
 pub(super) fn from_delta(table: &str) -> impl Fn(DeltaTableError) -> Error + '_ {

@@ -29,7 +29,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use tokio::sync::Mutex;
 
 pub use append::{AppendOutcome, Commit};
-pub use error::{Error, misses_a_file};
+pub use error::{Error, missed_file, misses_a_file};
 pub use file::DataFile;
 pub use maintain::{Compaction, CompactionRule};
 pub use schema::dead_letter_schema;

@@ -20,6 +20,7 @@ use parquet::arrow::async_reader::AsyncFileReader;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::ParquetMetaData;
 
+use super::verified::Verified;
 use super::write::RUN_ID_KEY;
 use crate::names::RunId;
 
@@ -75,6 +76,7 @@ impl CheckedRuns {
 pub(super) struct CheckedReaders {
     pub(super) cached: CachedParquetFileReaderFactory,
     pub(super) runs: Arc<CheckedRuns>,
+    pub(super) files: Arc<Verified>,
 }
 
 impl ParquetFileReaderFactory for CheckedReaders {
@@ -87,7 +89,7 @@ impl ParquetFileReaderFactory for CheckedReaders {
     ) -> Result<Box<dyn AsyncFileReader + Send>, DataFusionError> {
         let path = file.object_meta.location.clone();
         let inner = self.cached.create_reader(partition_index, file, metadata_size_hint, metrics)?;
-        Ok(Box::new(CheckedReader { inner, path, runs: Arc::clone(&self.runs) }))
+        Ok(Box::new(CheckedReader { inner, path, runs: Arc::clone(&self.runs), files: Arc::clone(&self.files) }))
     }
 }
 
@@ -95,6 +97,7 @@ struct CheckedReader {
     inner: Box<dyn AsyncFileReader + Send>,
     path: Path,
     runs: Arc<CheckedRuns>,
+    files: Arc<Verified>,
 }
 
 impl AsyncFileReader for CheckedReader {
@@ -111,7 +114,11 @@ impl AsyncFileReader for CheckedReader {
         options: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>, ParquetError>> {
         async move {
-            let metadata = self.inner.get_metadata(options).await?;
+            let metadata = match self.inner.get_metadata(options).await {
+                Ok(metadata) => metadata,
+                // The engine keeps only the text of what went wrong here.
+                Err(error) => return Err(self.files.fault_of(&self.path).map_or(error, ParquetError::from)),
+            };
             self.runs.check(&self.path, &metadata)?;
             Ok(metadata)
         }

@@ -6,9 +6,10 @@ use arrow::array::{Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use object_store::path::Path;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
-use super::{Error, EventError, RunFile, RunOptions, write_run};
-use crate::storage::Storage;
+use super::{Error, EventError, Fault, RunFile, RunMeta, RunOptions, write_run};
+use crate::storage::{self, Storage};
 
 /// `_partition, _offset, error`; the first two are the key.
 pub fn event_error_schema() -> SchemaRef {
@@ -42,4 +43,33 @@ pub async fn write_event_errors(
     let batch = event_errors_to_batch(&errors);
     let stream = RecordBatchStreamAdapter::new(event_error_schema(), futures::stream::iter([Ok(batch)]));
     write_run(storage, path, Box::pin(stream), 2, options).await
+}
+
+/// Why the errors of a run cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+/// Reads what [`write_event_errors`] has written of a run; nothing if it has no errors.
+///
+/// # Errors
+/// [`ReadError::Fault`] when the file is missing or not as it was written.
+pub async fn read_event_errors(storage: &Storage, run: &RunMeta) -> Result<Vec<RecordBatch>, ReadError> {
+    let Some(file) = &run.errors_file else { return Ok(Vec::new()) };
+    let path = Path::from(file.as_str());
+    let Some(bytes) = storage.get(&path).await? else { return Err(Fault::Missing { path }.into()) };
+    let damaged = |what: String| Fault::Damaged { path: path.clone(), what };
+    if run.errors_crc32.is_some_and(|written| crc32fast::hash(&bytes) != written) {
+        return Err(damaged("it has another checksum than it was written with".to_owned()).into());
+    }
+    let read = || {
+        let batches = ParquetRecordBatchReaderBuilder::try_new(bytes)?.build()?;
+        batches.map(|batch| RecordBatch::try_new(event_error_schema(), batch?.columns().to_vec())).collect()
+    };
+    let read: Result<_, arrow::error::ArrowError> = read();
+    Ok(read.map_err(|error| damaged(error.to_string()))?)
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Tail;
 use crate::names::RunId;
 use crate::offsets::{Coverage, Offset, PartitionId};
 
@@ -13,6 +14,9 @@ pub struct RunMeta {
     /// Path under the storage URL.
     pub file: String,
     pub size_bytes: u64,
+    /// Against which the file is checked; runs of older releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<Tail>,
     /// Groups in the run.
     pub rows: u64,
     /// The offsets whose events it counts.
@@ -21,6 +25,9 @@ pub struct RunMeta {
     pub errors: u64,
     /// Parquet of `_partition, _offset, error`, path under the storage URL; `None` when there are none.
     pub errors_file: Option<String>,
+    /// CRC-32 of that file; those of older releases have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errors_crc32: Option<u32>,
 }
 
 /// An event on which a view's SQL fails: it is left out of the view and listed in `view_errors.<view>`.

@@ -11,15 +11,19 @@ mod few;
 pub mod ipc;
 mod meta;
 mod order;
+mod sums;
 mod table;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod verified;
 mod write;
 
 pub use bounds::{KeyBounds, key_bounds, key_conjunct, slice};
 pub use error::Error;
-pub use event_errors::{event_error_schema, event_errors_to_batch, write_event_errors};
+pub use event_errors::{ReadError, event_error_schema, event_errors_to_batch, read_event_errors, write_event_errors};
 pub use meta::{EventError, RunMeta};
+pub use sums::Tail;
 pub use table::RunsTable;
+pub use verified::Fault;
 pub use write::{RunFile, RunOptions, write_run};

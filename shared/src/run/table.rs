@@ -22,15 +22,16 @@ use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 use futures::future::try_join_all;
-use object_store::ObjectMeta;
 use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStore};
 use tokio::sync::OnceCell;
 
 use super::bounds::KeyBounds;
 use super::checked::{CheckedReaders, CheckedRuns};
 use super::few::RunIndex;
 use super::order::{SORT_OPTIONS, has_statistics};
-use super::{Error, RunMeta};
+use super::verified::Verified;
+use super::{Error, Fault, RunMeta};
 use crate::storage::Storage;
 
 /// With more runs than this several share a partition of the scan, which then has no order.
@@ -46,7 +47,8 @@ pub(super) const METADATA_SIZE_HINT: usize = 64 << 10;
 /// excludes are not read. Each partition of the scan is sorted by the keys, NULL first.
 ///
 /// The schema given is the one that each file must have, exactly: another type, a missing column, a file of another
-/// run under the name are errors, never cast or filled up.
+/// run under the name are errors, never cast or filled up. A missing file, and one that is not as it was written, is a
+/// [`Fault`].
 #[derive(Debug)]
 pub struct RunsTable {
     storage: Storage,
@@ -54,6 +56,7 @@ pub struct RunsTable {
     runs: Vec<(Path, RunMeta)>,
     keys: usize,
     readers: Arc<CheckedRuns>,
+    files: Arc<Verified>,
     /// Of each run, read when it is first asked for a few groups.
     indexes: Vec<OnceCell<RunIndex>>,
 }
@@ -76,8 +79,27 @@ impl RunsTable {
             .collect::<Result<Vec<_>, _>>()?;
         let files = runs.iter().map(|(path, run)| (path.clone(), run.id.clone()));
         let readers = Arc::new(CheckedRuns::new(SchemaRef::clone(&schema), files));
+        let files = Arc::new(Verified::new(storage.store(), runs.iter()));
         let indexes = runs.iter().map(|_| OnceCell::new()).collect();
-        Ok(Arc::new(Self { storage: storage.clone(), schema, runs, keys, readers, indexes }))
+        Ok(Arc::new(Self { storage: storage.clone(), schema, runs, keys, readers, files, indexes }))
+    }
+
+    /// What is wrong with one of the files, as a reader has found or [`look`](Self::look) has.
+    pub fn fault(&self) -> Option<Fault> {
+        self.files.fault()
+    }
+
+    /// Looks whether all files are there and as long as they were written, and once more at what a reader came upon.
+    ///
+    /// # Errors
+    /// The storage does not answer: nothing is known then.
+    pub async fn look(&self) -> Result<Option<Fault>, object_store::Error> {
+        self.files.look().await
+    }
+
+    /// The files as they are read: nothing that is not as it was written.
+    fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.files) as _
     }
 
     /// Whether statistics of the files can tell that a filter excludes rows.
@@ -104,7 +126,7 @@ impl RunsTable {
         let reads = self.runs.iter().zip(&self.indexes).map(async |((path, run), index)| {
             let open = || {
                 let check = |metadata: &_| self.readers.check(path, metadata);
-                RunIndex::open(self.storage.store(), path, run.size_bytes, (&self.schema, self.keys), check)
+                RunIndex::open(self.store(), path, run.size_bytes, (&self.schema, self.keys), check)
             };
             index.get_or_try_init(open).await?.read(bounds, max_rows).await
         });
@@ -129,9 +151,8 @@ impl RunsTable {
             return Ok(Arc::new(EmptyExec::new(schema)));
         }
         self.storage.register_with(runtime);
-        let cached =
-            CachedParquetFileReaderFactory::new(self.storage.store(), runtime.cache_manager.get_file_metadata_cache());
-        let factory = CheckedReaders { cached, runs: Arc::clone(&self.readers) };
+        let cached = CachedParquetFileReaderFactory::new(self.store(), runtime.cache_manager.get_file_metadata_cache());
+        let factory = CheckedReaders { cached, runs: Arc::clone(&self.readers), files: Arc::clone(&self.files) };
         let mut source = ParquetSource::new(self.schema())
             .with_parquet_file_reader_factory(Arc::new(factory))
             .with_metadata_size_hint(METADATA_SIZE_HINT)

@@ -47,10 +47,12 @@ async fn write(storage: &Storage, keys: usize, batches: &[RecordBatch]) -> Resul
         id: options.run,
         file: path.to_string(),
         size_bytes: file.size_bytes,
+        tail: Some(file.tail),
         rows: file.rows,
         coverage: Coverage::new(),
         errors: 0,
         errors_file: None,
+        errors_crc32: None,
     })
 }
 
@@ -600,7 +602,7 @@ async fn a_file_that_is_not_the_run_is_an_error_never_cast() {
     more.push(Arc::new(Field::new("more", DataType::Int64, true)));
     let missing = RunMeta { file: "views/v/d/none.parquet".to_owned(), ..run.clone() };
     let short = RunMeta { size_bytes: run.size_bytes - 10, ..run.clone() };
-    let swapped = RunMeta { file: other.file.clone(), size_bytes: other.size_bytes, ..run.clone() };
+    let swapped = RunMeta { file: other.file.clone(), size_bytes: other.size_bytes, tail: other.tail, ..run.clone() };
     for (case, schema, run, message) in [
         ("binary for text", with_type(1, DataType::Binary), &run, "another schema"),
         (
@@ -618,6 +620,75 @@ async fn a_file_that_is_not_the_run_is_an_error_never_cast() {
         let error = session(1).read_table(table).unwrap().collect().await.unwrap_err().to_string();
         assert!(error.contains(message), "{case}: {error}");
     }
+}
+
+/// Reads the whole table, through the engine.
+async fn rows(table: &Arc<RunsTable>) -> Result<Vec<RecordBatch>, datafusion::error::DataFusionError> {
+    session(1).read_table(Arc::clone(table) as _).unwrap().collect().await
+}
+
+#[tokio::test]
+async fn no_flipped_bit_is_ever_part_of_an_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let storage = Storage::open(&Url::from_directory_path(dir.path()).unwrap()).unwrap();
+    let states = hourly(200);
+    let run = write(&storage, 2, std::slice::from_ref(&states)).await.unwrap();
+    let file = dir.path().join(&run.file);
+    let written = std::fs::read(&file).unwrap();
+    let table = |run: &RunMeta| RunsTable::new(&storage, states.schema(), vec![run.clone()], 2).unwrap();
+    assert_eq!(read(table(&run)).await, states);
+    let mut rng = StdRng::seed_from_u64(7);
+    let last = written.len() - 1;
+    let places = [0, 4, last - 4, last].into_iter().chain((0..36).map(|_| rng.random_range(0..written.len())));
+    for place in places.collect::<Vec<_>>() {
+        let mut damaged = written.clone();
+        damaged[place] ^= 1 << rng.random_range(0..8);
+        std::fs::write(&file, &damaged).unwrap();
+        // Both ways to read it.
+        let few = table(&run).few(&[KeyBounds::default()], usize::MAX).await;
+        let few = few.expect_err(&format!("byte {place} of {}", written.len()));
+        assert!(Fault::behind(&few).is_some(), "byte {place}: {few}");
+        let table = table(&run);
+        let error = rows(&table).await.expect_err(&format!("byte {place} of {}", written.len()));
+        let fault = Fault::behind(&error).unwrap_or_else(|| panic!("byte {place}: {error}"));
+        assert!(matches!(fault, Fault::Damaged { path, .. } if path.as_ref() == run.file), "{fault}");
+        assert_eq!(table.fault().as_ref(), Some(fault));
+        assert_eq!(table.look().await.unwrap().as_ref(), Some(fault), "it still is");
+        std::fs::write(&file, &written).unwrap();
+        assert_eq!(table.look().await.unwrap(), None, "it was restored");
+        assert_eq!(table.fault(), None);
+        assert_eq!(rows(&table).await.unwrap().iter().map(RecordBatch::num_rows).sum::<usize>(), states.num_rows());
+    }
+    // What an older release wrote has no sums and is read as it is.
+    let old: RunMeta = {
+        let mut json = serde_json::to_value(&run).unwrap();
+        json.as_object_mut().unwrap().remove("tail").unwrap();
+        serde_json::from_value(json).unwrap()
+    };
+    assert_eq!(old.tail, None);
+    assert_eq!(read(table(&old)).await, states);
+}
+
+#[tokio::test]
+async fn a_missing_or_shorter_file_is_known_as_one() {
+    let storage = Storage::memory();
+    let states = hourly(20);
+    let run = write(&storage, 2, std::slice::from_ref(&states)).await.unwrap();
+    let path = Path::from(run.file.as_str());
+    let bytes = storage.get(&path).await.unwrap().unwrap();
+    let table = RunsTable::new(&storage, states.schema(), vec![run.clone()], 2).unwrap();
+    assert_eq!(table.look().await.unwrap(), None);
+    storage.delete(&path).await.unwrap();
+    let missing = Fault::Missing { path: path.clone() };
+    let error = rows(&table).await.unwrap_err();
+    assert_eq!(Fault::behind(&error), Some(&missing), "{error}");
+    assert!(crate::master::misses_a_file(&error), "{error}");
+    assert_eq!(table.look().await.unwrap(), Some(missing));
+    storage.create(&path, bytes.slice(..bytes.len() / 2)).await.unwrap();
+    let error = rows(&table).await.unwrap_err();
+    assert!(matches!(Fault::behind(&error), Some(Fault::Damaged { .. })), "{error}");
+    let looked = table.look().await.unwrap().unwrap().to_string();
+    assert!(looked.contains(&format!("it has {} bytes, {} were written", bytes.len() / 2, bytes.len())), "{looked}");
 }
 
 #[tokio::test]
@@ -707,14 +778,22 @@ async fn errors_of_events_are_a_file_beside_the_run() {
         id: options.run.clone(),
         file: path.to_string(),
         size_bytes: file.size_bytes,
+        tail: Some(file.tail),
         rows: file.rows,
         coverage: Coverage::new(),
         errors: 0,
         errors_file: None,
+        errors_crc32: None,
     };
-    let back = read(RunsTable::new(&storage, event_error_schema(), vec![meta], 2).unwrap()).await;
+    let back = read(RunsTable::new(&storage, event_error_schema(), vec![meta.clone()], 2).unwrap()).await;
     let sorted = vec![errors[2].clone(), errors[1].clone(), errors[0].clone()];
     assert_eq!(back, event_errors_to_batch(&sorted));
+    let run = RunMeta { errors_file: Some(path.to_string()), errors_crc32: Some(file.crc32), ..meta };
+    assert_eq!(read_event_errors(&storage, &run).await.unwrap(), [back]);
+    let other = RunMeta { errors_crc32: Some(file.crc32 ^ 1), ..run.clone() };
+    assert!(matches!(read_event_errors(&storage, &other).await, Err(ReadError::Fault(Fault::Damaged { .. }))));
+    let none = RunMeta { errors_file: Some("views/v/d/none".to_owned()), ..run };
+    assert!(matches!(read_event_errors(&storage, &none).await, Err(ReadError::Fault(Fault::Missing { .. }))));
     let twice = vec![errors[0].clone(), errors[0].clone()];
     let path = Path::from("views/v/d/twice");
     assert!(matches!(write_event_errors(&storage, &path, twice, &options).await, Err(Error::NotSorted { row: 1 })));

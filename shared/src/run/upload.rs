@@ -1,14 +1,18 @@
 //! The way of a file into the storage, part after part, in little memory.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use object_store::path::Path;
 use object_store::{MultipartUpload, ObjectStoreExt};
+use parking_lot::Mutex;
 use parquet::arrow::async_writer::AsyncFileWriter;
 use parquet::errors::ParquetError;
 
 use super::Error;
+use super::sums::Summing;
 use crate::storage::{CreateOutcome, Storage};
 
 /// All parts but the last have this size.
@@ -25,6 +29,8 @@ pub(super) struct Upload {
     buffer: BytesMut,
     parts: Option<Box<dyn MultipartUpload>>,
     written: u64,
+    /// Shared with who writes the file's footer.
+    sums: Arc<Mutex<Summing>>,
     /// What stopped the upload; [`AsyncFileWriter`] can only hand on its text.
     error: Option<Error>,
 }
@@ -37,6 +43,7 @@ impl Upload {
             buffer: BytesMut::new(),
             parts: None,
             written: 0,
+            sums: Arc::default(),
             error: None,
         }
     }
@@ -46,12 +53,17 @@ impl Upload {
         self.written
     }
 
+    pub(super) fn sums(&self) -> Arc<Mutex<Summing>> {
+        Arc::clone(&self.sums)
+    }
+
     pub(super) fn take_error(&mut self) -> Option<Error> {
         self.error.take()
     }
 
     async fn push(&mut self, bytes: Bytes) -> Result<(), Error> {
         self.written += bytes.len() as u64;
+        self.sums.lock().push(&bytes);
         self.buffer.extend_from_slice(&bytes);
         while self.buffer.len() > PART_BYTES {
             let part = self.buffer.split_to(PART_BYTES).freeze();

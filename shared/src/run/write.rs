@@ -1,10 +1,13 @@
 //! Writing a run as a Parquet file.
 
+use std::sync::Arc;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use object_store::path::Path;
+use parking_lot::Mutex;
 use parquet::arrow::AsyncArrowWriter;
 use parquet::arrow::arrow_reader::ArrowReaderMetadata;
 use parquet::arrow::arrow_writer::ArrowWriter;
@@ -16,6 +19,7 @@ use parquet::schema::types::ColumnPath;
 
 use super::Error;
 use super::order::{OrderCheck, SORT_OPTIONS, has_statistics};
+use super::sums::{BLOCKS_KEY, Summing, Tail};
 use super::upload::Upload;
 use crate::names::{DefinitionHash, RunId};
 use crate::offsets::Coverage;
@@ -99,6 +103,9 @@ impl RunOptions {
 pub struct RunFile {
     pub size_bytes: u64,
     pub rows: u64,
+    pub tail: Tail,
+    /// CRC-32 of all of it.
+    pub crc32: u32,
 }
 
 /// Writes the states that `states` yields to a new file at `path`, a name that was never used before.
@@ -120,11 +127,18 @@ pub async fn write_run(
     let order = OrderCheck::new(&schema, keys)?;
     let properties = options.properties(&schema, keys);
     check_kept(path, &schema, &properties)?;
-    let writer = AsyncArrowWriter::try_new(Upload::new(storage, path), schema, Some(properties))
+    let upload = Upload::new(storage, path);
+    let sums = upload.sums();
+    let writer = AsyncArrowWriter::try_new(upload, schema, Some(properties))
         .map_err(|source| Error::Encode { path: path.clone(), source })?;
-    let mut writer = RunWriter { path, writer, order, rows: 0 };
+    let mut writer = RunWriter { path, writer, sums, order, rows: 0 };
     match writer.write_all(states).await {
-        Ok(()) => Ok(RunFile { size_bytes: writer.writer.into_inner().size_bytes(), rows: writer.rows }),
+        Ok(()) => {
+            let sums = writer.sums.lock();
+            let tail = sums.tail().expect("the pages have ended");
+            let size_bytes = writer.writer.into_inner().size_bytes();
+            Ok(RunFile { size_bytes, rows: writer.rows, tail, crc32: sums.whole() })
+        }
         Err(error) => {
             let mut upload = writer.writer.into_inner();
             // The storage's own error says more than what Parquet made of it.
@@ -138,6 +152,7 @@ pub async fn write_run(
 struct RunWriter<'a> {
     path: &'a Path,
     writer: AsyncArrowWriter<Upload>,
+    sums: Arc<Mutex<Summing>>,
     order: OrderCheck,
     rows: u64,
 }
@@ -156,6 +171,10 @@ impl RunWriter<'_> {
                 self.writer.write(&slice).await.map_err(|source| self.encode(source))?;
             }
         }
+        // What follows is the tail, and says the sums of all before it.
+        self.writer.flush().await.map_err(|source| self.encode(source))?;
+        let blocks = self.sums.lock().end_pages();
+        self.writer.append_key_value_metadata(KeyValue::new(BLOCKS_KEY.to_owned(), blocks));
         let written = self.writer.finish().await.map_err(|source| self.encode(source))?;
         assert_eq!(u64::try_from(written.file_metadata().num_rows()).ok(), Some(self.rows), "Parquet counts all rows");
         Ok(())
