@@ -147,6 +147,7 @@ impl Serving {
     async fn tables(&self, query: &Query, ask: &Ask) -> std::result::Result<(Tables, Meta, Option<String>), Failure> {
         let input = &self.inner.input;
         let named = query.tables()?;
+        let mut archived: BTreeSet<&str> = BTreeSet::new();
         let (mut tables, mut meta, mut unknown): (Tables, Meta, _) = (Vec::new(), Meta::default(), None);
         let mut views: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
         for name in &named {
@@ -155,6 +156,8 @@ impl Serving {
                     views.entry(&input.views[view].stream).or_default().insert(view);
                 }
                 Named::Plain(stream) if input.streams.contains_key(stream) => {
+                    self.wait_for_archive(stream, ask).await?;
+                    archived.insert(stream);
                     let (table, about) = self.stream_table(stream).await?;
                     tables.push((name.clone(), table));
                     meta.streams.insert(stream.clone(), about);
@@ -166,15 +169,24 @@ impl Serving {
                     tables.push((name.clone(), Arc::new(rows)));
                 }
                 Named::DeadLetters(stream) if input.streams.contains_key(stream) => {
+                    self.wait_for_archive(stream, ask).await?;
+                    archived.insert(stream);
                     let letters = input.streams[stream].master.dead_letters().await.map_err(Error::read)?;
                     tables.push((name.clone(), letters));
                 }
                 other => unknown = Some(self.unknown_table(other)),
             }
         }
-        for stream in ask.wait_for.keys() {
-            self.stream(stream)?;
-            views.entry(stream).or_default();
+        for (stream, wanted) in &ask.wait_for {
+            self.check_wait(stream, wanted)?;
+            if archived.contains(stream.as_str()) {
+                continue;
+            }
+            match self.is_followed(stream) {
+                true => drop(views.entry(stream).or_default()),
+                // Nobody reads it but the archiver.
+                false => self.wait_for_archive(stream, ask).await?,
+            }
         }
         for (stream, of_stream) in views {
             let of_stream: Vec<&str> = of_stream.into_iter().collect();

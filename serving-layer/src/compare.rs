@@ -173,7 +173,7 @@ impl Serving {
     }
 
     /// A snapshot of the master dataset that has reached `position`.
-    async fn archived(
+    pub(crate) async fn archived(
         &self,
         stream: &str,
         position: &Position,

@@ -50,6 +50,8 @@ pub struct StreamInput {
     /// The state of the register's head.
     pub state: watch::Receiver<Arc<StreamState>>,
     pub archiver: watch::Receiver<ArchiverState>,
+    /// `None`: it runs in another process.
+    pub archiving: Option<Arc<dyn Archiving>>,
     /// As the archiver last saw it.
     pub archived_until: watch::Receiver<OffsetVector>,
     pub log: watch::Receiver<LogStatus>,
@@ -64,11 +66,19 @@ impl StreamInput {
     }
 }
 
-/// What is known of a stream's log beside its end.
+/// The archiver of a stream, where it runs in this process.
+pub trait Archiving: Send + Sync + fmt::Debug {
+    /// Asks for a commit as soon as everything below `until` has been read.
+    fn hurry(&self, until: &OffsetVector);
+}
+
+/// What is known of a stream's log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LogStatus {
     /// The first offset that it still has of each partition, as last seen.
     pub starts: OffsetVector,
+    /// Its end, as last looked at: streams that a view reads know it better.
+    pub ends: OffsetVector,
     /// `None` while it answers, or for a moment does not.
     pub unreachable: Option<Unreachable>,
 }

@@ -108,7 +108,7 @@ impl Serving {
             missing.extend(
                 now.views.iter().filter_map(|(view, answer)| Some(format!("view `{view}`: {}", answer.fault()?))),
             );
-            if patient && !now.caught_up() {
+            if patient && self.is_followed(stream) && !now.caught_up() {
                 missing.push(format!("stream `{stream}` has not caught up since the start"));
             }
         }
@@ -124,6 +124,32 @@ impl Serving {
         let streams = &self.inner.input.streams;
         let known = streams.keys().map(String::as_str);
         streams.get(stream).ok_or_else(|| Error::unknown(Code::UnknownStream, "stream", stream, known))
+    }
+
+    /// Whether a view reads the stream, and with it the speed layer.
+    pub(crate) fn is_followed(&self, stream: &str) -> bool {
+        self.inner.input.views.values().any(|view| view.stream == stream)
+    }
+
+    /// # Errors
+    /// `unknown_stream`; `bad_parameter` for offsets that there cannot be, and partitions that there are not: nobody
+    /// would ever reach them.
+    pub(crate) fn check_wait(&self, stream: &str, wanted: &OffsetVector) -> Result<()> {
+        let origins = self.stream(stream)?.state.borrow().origins.clone();
+        for (partition, offset) in wanted.iter() {
+            if offset.0 < 0 {
+                return Err(Error::bad_parameter(
+                    "wait_for",
+                    format!("offset {offset} of partition {partition} is negative"),
+                ));
+            }
+            if !origins.is_empty() && origins.get(partition).is_none() {
+                let known: Vec<String> = origins.iter().map(|(p, _)| p.to_string()).collect();
+                let message = format!("stream `{stream}` has no partition {partition}, only {}", known.join(", "));
+                return Err(Error::bad_parameter("wait_for", message));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn now(&self, stream: &str) -> Result<Arc<StreamAnswer>> {

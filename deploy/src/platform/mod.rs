@@ -150,7 +150,8 @@ async fn all(
     let builder = batch::start_builds(parts, &streams, &archives, &deltas, &views, shutdown.stage()).await?;
     let builds = builds::LocalBuilds { builder, schedules: builds::schedules(parts.config)? };
     let archives = archives.into_iter().map(|(name, archive)| {
-        let watched = serving::Archive { state: archive.state(), archived_until: archive.archived_until() };
+        let (state, archived_until) = (archive.state(), archive.archived_until());
+        let watched = serving::Archive { state, archived_until, archiver: Some(archive) };
         (name, watched)
     });
     let archives = archives.collect();

@@ -26,6 +26,8 @@ pub(super) struct Seen {
     pub(super) origins: OffsetVector,
     /// The log's start of now; empty if the topic is not there.
     pub(super) starts: OffsetVector,
+    /// The log's end of now; empty if the topic is not there.
+    pub(super) ends: OffsetVector,
 }
 
 /// Looks at the topic, and creates it for a stream that has not seen it yet.
@@ -65,7 +67,12 @@ pub(super) async fn open_topic(
         Ok(seen) => Ok(seen),
         Err(stopped) if known.topic_id.is_some() && stands_still(&stopped) => {
             error!(stream = %config.name, error = format!("{stopped:#}"), "the stream stands still");
-            Ok(Seen { topic_id: known.topic_id, origins: known.origins, starts: OffsetVector::new() })
+            Ok(Seen {
+                topic_id: known.topic_id,
+                origins: known.origins,
+                starts: OffsetVector::new(),
+                ends: OffsetVector::new(),
+            })
         }
         Err(error) => Err(error),
     }
@@ -84,8 +91,9 @@ fn stands_still(error: &anyhow::Error) -> bool {
 /// Records partitions that are seen for the first time, with the log's start of this moment.
 async fn see_partitions(client: &LogClient, config: &StreamConfig, register: &Register<StreamState>) -> Result<Seen> {
     let topic = client.topic(&config.topic).await?;
-    let starts: OffsetVector =
-        client.watermarks(&config.topic).await?.into_iter().map(|(p, (low, _))| (p, low)).collect();
+    let watermarks = client.watermarks(&config.topic).await?;
+    let starts: OffsetVector = watermarks.iter().map(|(p, (low, _))| (*p, *low)).collect();
+    let ends = watermarks.iter().map(|(p, (_, high))| (*p, *high)).collect();
     let mut replaced = None;
     let decided = register
         .update(|state: &StreamState| {
@@ -112,7 +120,7 @@ async fn see_partitions(client: &LogClient, config: &StreamConfig, register: &Re
     }
     let state = decided.record().context("a stream whose topic has partitions has a record of them")?;
     let StreamState { topic_id, origins, .. } = state.state.clone();
-    Ok(Seen { topic_id, origins, starts })
+    Ok(Seen { topic_id, origins, starts, ends })
 }
 
 /// Looks for new partitions and for the log's start, until `stop`.
@@ -136,8 +144,10 @@ pub(super) async fn follow_partitions(
                     more
                 });
                 log.send_if_modified(|log| {
-                    let moved = log.starts != seen.starts || reachable && log.unreachable.is_some();
+                    let moved =
+                        log.starts != seen.starts || log.ends != seen.ends || reachable && log.unreachable.is_some();
                     log.starts = seen.starts;
+                    log.ends = seen.ends;
                     log.unreachable = log.unreachable.take().filter(|_| !reachable);
                     moved
                 });

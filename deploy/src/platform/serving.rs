@@ -9,8 +9,11 @@ use anyhow::{Context, Result};
 use async_trait::async_trait;
 use tokio::sync::watch;
 use tracing::debug;
+use watershed_batch_layer::archiver;
 use watershed_batch_layer::history::StoredHistory;
-use watershed_serving_layer::{Builds, LogIngest, Serving, ServingInput, Settings, StreamInput, ViewInput, serve};
+use watershed_serving_layer::{
+    Archiving, Builds, LogIngest, Serving, ServingInput, Settings, StreamInput, ViewInput, serve,
+};
 use watershed_shared::archive::ArchiverState;
 use watershed_shared::catalog::Definition;
 use watershed_shared::clock;
@@ -35,6 +38,18 @@ const ARCHIVE_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct Archive {
     pub(super) state: watch::Receiver<ArchiverState>,
     pub(super) archived_until: watch::Receiver<OffsetVector>,
+    /// The archiver, if it runs in this process.
+    pub(super) archiver: Option<archiver::Handle>,
+}
+
+/// An archiver of this process, as who waits for it sees it.
+#[derive(Debug)]
+struct LocalArchiver(archiver::Handle);
+
+impl Archiving for LocalArchiver {
+    fn hurry(&self, until: &OffsetVector) {
+        self.0.flush_to(until);
+    }
 }
 
 /// Starts a process that serves what others archive, build and keep.
@@ -88,7 +103,7 @@ fn follow_archive(stream: &Stream, stage: &mut Stage) -> Archive {
             }
         }
     }));
-    Archive { state, archived_until }
+    Archive { state, archived_until, archiver: None }
 }
 
 #[expect(clippy::too_many_arguments, reason = "one of each part of a serving layer")]
@@ -113,6 +128,7 @@ pub(super) async fn start_serving(
             register: s.register,
             state: s.state,
             archiver: archive.state,
+            archiving: archive.archiver.map(|archiver| Arc::new(LocalArchiver(archiver)) as _),
             archived_until: archive.archived_until,
             log: s.log.subscribe(),
         };

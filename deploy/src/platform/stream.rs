@@ -45,7 +45,7 @@ impl Stream {
         let master = MasterDataset::open_for_topic(&parts.storage, config, seen.topic_id.as_deref()).await?;
         let state = follow(&register, stage).await?;
         let (origins_sender, origins) = watch::channel(seen.origins);
-        let log = Arc::new(watch::Sender::new(LogStatus { starts: seen.starts, unreachable: None }));
+        let log = Arc::new(watch::Sender::new(LogStatus { starts: seen.starts, ends: seen.ends, unreachable: None }));
         let looking = follow_partitions(
             parts.client.clone(),
             config.clone(),

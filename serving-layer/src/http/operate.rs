@@ -174,6 +174,15 @@ pub(super) async fn status(request: Request) -> Result<Response> {
             Ok((snapshot, letters)) => (snapshot.archived_until().clone(), Some(snapshot.version()), *letters, None),
             Err(error) => (input.archived_until.borrow().clone(), None, None, Some(error)),
         };
+        // Of a stream that no view reads, its archived part is all that is answered.
+        let followed = serving.is_followed(name);
+        let (position, log_end, origins) = match followed {
+            true => (now.position.clone(), now.log_end.clone(), now.origins.clone()),
+            false => {
+                let origins = input.state.borrow().origins.clone();
+                (origins.join(&archived_until), log.ends.join(&archived_until), origins)
+            }
+        };
         let headroom = headroom::of(&now, &archived_until, &log.starts);
         let mut archive = json!({
             "version": version,
@@ -188,10 +197,10 @@ pub(super) async fn status(request: Request) -> Result<Response> {
         streams.push(json!({
             "name": name,
             "topic": input.config.topic,
-            "position": now.position,
-            "log_end": now.log_end,
-            "origins": now.origins,
-            "caught_up": now.caught_up(),
+            "position": position,
+            "log_end": log_end,
+            "origins": origins,
+            "caught_up": if followed { now.caught_up() } else { true },
             "late": now.late,
             "late_since": now.late_since.map(time),
             "dead_letters": dead_letters,

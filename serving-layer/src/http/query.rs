@@ -32,6 +32,9 @@ pub(super) async fn view(request: Request, view: String) -> Result<Response> {
             "a generation stands at its cut for ever: leave one of the two out",
         ));
     }
+    if let Some(wanted) = &wait_for {
+        request.serving.check_wait(&stream, wanted)?;
+    }
     let select = Select {
         filter: params.text("where"),
         columns: params.text("columns"),

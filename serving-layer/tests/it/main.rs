@@ -3,5 +3,6 @@
 
 mod damage;
 mod http;
+mod statements;
 mod swaps;
 mod world;

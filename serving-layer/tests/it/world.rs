@@ -144,6 +144,7 @@ impl World {
                 register: stream_register.clone(),
                 state: stream_state,
                 archiver: watch::channel(ArchiverState::Healthy).1,
+                archiving: None,
                 archived_until: watch::channel(OffsetVector::new()).1,
                 log: watch::channel(LogStatus::default()).1,
             },

@@ -1,0 +1,72 @@
+//! Statements at the edges: streams read directly.
+
+use serde_json::{Value, json};
+use watershed_shared::catalog::StreamEvent;
+use watershed_shared::clock;
+
+use crate::http::{built, code, rows};
+use crate::world::{ORIGINS, PATIENCE, World};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_reads_his_own_writes_from_a_stream() {
+    let world = std::sync::Arc::new(built().await);
+    let body = |sql: &str, offset: i64, timeout_ms: u64| {
+        let wait = json!({"clicks": {"0": offset}});
+        json!({ "sql": sql, "wait_for": wait, "timeout_ms": timeout_ms }).to_string()
+    };
+    let statements = [
+        ("SELECT count(*) AS n FROM clicks WHERE _partition = 0", 50),
+        ("SELECT count(*) AS n FROM dead_letters.clicks", 0),
+        // The view's answer has reached it before.
+        ("SELECT (SELECT count(*) FROM clicks WHERE _partition = 0) AS n FROM totals", 50),
+    ];
+    for (sql, _) in statements {
+        let (status, late) = world.request("POST", "/v1/query", &body(sql, 50, 100)).await;
+        assert_eq!((status, code(&late)), (504, "timeout"), "{sql}: {late}");
+        assert_eq!(late["error"]["position"], json!({"0": 20, "1": 30}), "{late}");
+    }
+    let mut waiting = Vec::new();
+    for (sql, n) in statements {
+        let (world, body) = (std::sync::Arc::clone(&world), body(sql, 50, PATIENCE.as_millis() as u64));
+        waiting.push(watershed_shared::task::spawn("waits", async move {
+            (sql, n, world.request("POST", "/v1/query", &body).await)
+        }));
+    }
+    world.archive(&[(0, 50), (1, 30)].into()).await;
+    for waits in waiting {
+        let (sql, n, (status, answer)) = waits.await.unwrap();
+        assert_eq!((status, rows(&answer)), (200, &vec![json!({ "n": n })]), "{sql}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_offsets_that_there_cannot_be() {
+    let world = built().await;
+    let seen = StreamEvent::Seen { topic: "clicks".into(), topic_id: None, origins: ORIGINS.into(), shards: None };
+    world.stream_register.append(0, seen).await.unwrap();
+    let refused = async |wait: &str| {
+        let encoded = wait.replace('{', "%7B").replace('"', "%22").replace('}', "%7D");
+        let (status, one) = world.get(&format!("/v1/views/totals?timeout_ms=1&wait_for={encoded}")).await;
+        let body = format!(r#"{{"sql": "SELECT 1 FROM clicks", "wait_for": {{"clicks": {wait}}}, "timeout_ms": 1}}"#);
+        let (other_status, other) = world.request("POST", "/v1/query", &body).await;
+        (status == 400 && other_status == 400).then(|| (one, other))
+    };
+    for (wait, said) in [
+        (r#"{"0":-1}"#, "parameter `wait_for`: offset -1 of partition 0 is negative"),
+        (r#"{"7":1}"#, "parameter `wait_for`: stream `clicks` has no partition 7, only 0, 1"),
+    ] {
+        // The register is followed.
+        let errors = tokio::time::timeout(PATIENCE, async {
+            loop {
+                if let Some(errors) = refused(wait).await {
+                    return errors;
+                }
+                clock::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        });
+        let (one, other) = errors.await.expect(wait);
+        for error in [one, other] {
+            assert_eq!((code(&error), error["error"]["message"].as_str().unwrap()), ("bad_parameter", said), "{error}");
+        }
+    }
+}
