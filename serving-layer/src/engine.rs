@@ -165,6 +165,8 @@ impl Engine {
         catalogs.register_catalog(name, Arc::new(catalog));
         let mut state = self.base.clone();
         state.register_catalog_list(Arc::new(catalogs));
+        // What `now()` means, wherever it stands in the statement.
+        state.mark_start_execution();
         state
     }
 

@@ -1,4 +1,4 @@
-//! Statements at the edges: streams read directly.
+//! Statements at the edges: streams read directly, instants.
 
 use serde_json::{Value, json};
 use watershed_shared::catalog::StreamEvent;
@@ -6,6 +6,30 @@ use watershed_shared::clock;
 
 use crate::http::{built, code, rows};
 use crate::world::{ORIGINS, PATIENCE, World};
+
+async fn query(world: &World, sql: &str) -> (u16, Value) {
+    world.request("POST", "/v1/query", &json!({ "sql": sql }).to_string()).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn now_is_one_instant_of_a_statement() {
+    let world = built().await;
+    let sql = "SELECT now() AS a, (SELECT max(now()) FROM per_who) AS b, current_timestamp = now() AS same, \
+               current_date = CAST(now() AS DATE) AS today, current_time IS NOT NULL AS time FROM totals";
+    let before = clock::now();
+    let (status, answer) = query(&world, sql).await;
+    assert_eq!(status, 200, "{answer}");
+    let row = &rows(&answer)[0];
+    assert_eq!(row["a"], row["b"]);
+    assert_eq!((&row["same"], &row["today"], &row["time"]), (&json!(true), &json!(true), &json!(true)), "{answer}");
+    let said: chrono::DateTime<chrono::Utc> = row["a"].as_str().unwrap().parse().unwrap();
+    assert!(said >= before && said <= clock::now(), "{said}");
+    let (_, all) = world.get("/v1/views/per_hour").await;
+    let (status, past) = world.get("/v1/views/per_hour?where=hour%3Cnow()-interval'7%20days'").await;
+    assert_eq!((status, rows(&past).len()), (200, rows(&all).len()), "{past}");
+    let (_, none) = world.get("/v1/views/per_hour?where=hour%3Enow()").await;
+    assert_eq!(rows(&none).len(), 0);
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_waits_reads_his_own_writes_from_a_stream() {
