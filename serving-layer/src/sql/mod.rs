@@ -1,6 +1,7 @@
 //! Statements: what may be asked, and which tables it names.
 
 mod select;
+mod single;
 
 use std::collections::BTreeSet;
 
@@ -73,7 +74,7 @@ impl Query {
         let plan = state.statement_to_plan(self.statement.clone()).await.map_err(|e| bad_sql(&e))?;
         let only_queries = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         only_queries.verify_plan(&plan).map_err(|e| bad_sql(&e))?;
-        Ok(plan)
+        single::checked(plan).map_err(|e| bad_sql(&e))
     }
 }
 

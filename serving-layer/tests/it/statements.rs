@@ -1,4 +1,4 @@
-//! Statements at the edges: streams read directly, instants.
+//! Statements at the edges: streams read directly, instants, subqueries.
 
 use serde_json::{Value, json};
 use watershed_shared::catalog::StreamEvent;
@@ -29,6 +29,28 @@ async fn now_is_one_instant_of_a_statement() {
     assert_eq!((status, rows(&past).len()), (200, rows(&all).len()), "{past}");
     let (_, none) = world.get("/v1/views/per_hour?where=hour%3Enow()").await;
     assert_eq!(rows(&none).len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subquery_in_the_place_of_a_value_has_one_row_or_none() {
+    let world = built().await;
+    for sql in [
+        "SELECT (SELECT events FROM per_who) AS x",
+        "SELECT who FROM per_who WHERE events = (SELECT events FROM per_who)",
+        "SELECT count(*) FROM clicks WHERE n > (SELECT events FROM per_who)",
+    ] {
+        let (status, error) = query(&world, sql).await;
+        assert_eq!((status, code(&error)), (400, "bad_sql"), "{sql}: {error}");
+        assert_eq!(error["error"]["message"], "a subquery in the place of a value gave more than one row", "{sql}");
+    }
+    let (_, max) = query(&world, "SELECT max(events) AS x FROM per_who").await;
+    let (status, answer) = query(&world, "SELECT (SELECT max(events) FROM per_who) AS x FROM totals").await;
+    assert_eq!((status, rows(&answer)), (200, rows(&max)), "{answer}");
+    let (status, answer) = query(&world, "SELECT (SELECT events FROM per_who WHERE who = 'nobody') AS x").await;
+    assert_eq!((status, rows(&answer)), (200, &vec![json!({"x": null})]), "{answer}");
+    let sql = "SELECT count(*) AS n FROM per_who WHERE events >= (SELECT max(events) FROM per_who)";
+    let (status, answer) = query(&world, sql).await;
+    assert!(status == 200 && rows(&answer)[0]["n"].as_i64().unwrap() >= 1, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
