@@ -101,13 +101,7 @@ impl Serving {
                     tracing::debug!(%error, "a file was deleted under a query: it begins again");
                     clock::sleep(std::time::Duration::from_millis(20 << attempt)).await;
                 }
-                Err(Failure::FileGone(error)) => {
-                    tracing::error!(%error, "a file that the view's register names is missing");
-                    return Err(Error::new(
-                        Code::NotReady,
-                        "a file that the view's register names is missing in the storage",
-                    ));
-                }
+                Err(Failure::FileGone(error)) => return Err(gone(&error)),
             }
         }
     }
@@ -119,11 +113,15 @@ impl Serving {
         }
         let engine = &self.inner.engine;
         // After what may have been a long wait for a position: who waits takes nobody's turn.
-        let _turn = Engine::until(ask.deadline, engine.turn()).await?;
+        let turn = Engine::until(ask.deadline, engine.turn()).await?;
         let state = engine.session(tables);
         let query = query.clone();
         let plan_state = state.clone();
-        let planned = engine.on_threads("plan", async move { query.plan(&plan_state).await });
+        let planning = Arc::clone(&turn);
+        let planned = engine.on_threads("plan", async move {
+            let _turn = planning;
+            query.plan(&plan_state).await
+        });
         let plan = Engine::until(ask.deadline, planned).await.map_err(|error| match unknown {
             Some(unknown) if error.code == Code::BadSql => {
                 let place = error.message.find(" at Line").map(|at| error.message[at..].to_owned());
@@ -131,7 +129,7 @@ impl Serving {
             }
             _ => error,
         })?;
-        let collected = tokio::time::timeout_at(ask.deadline, engine.collect(state, plan)).await;
+        let collected = tokio::time::timeout_at(ask.deadline, engine.collect(Some(turn), state, plan)).await;
         let late = || {
             let mut error = Error::new(Code::Timeout, "the query took longer than its timeout_ms");
             error.position =
@@ -205,6 +203,19 @@ impl Serving {
             }
         }
         Ok((tables, meta, unknown))
+    }
+
+    /// Waits until what the request wants to see of a stream is in its master dataset.
+    async fn wait_for_archive(&self, stream: &str, ask: &Ask) -> Result<()> {
+        let Some(wanted) = ask.wait_for.get(stream) else { return Ok(()) };
+        self.check_wait(stream, wanted)?;
+        let input = self.stream(stream)?;
+        if let Some(archiving) = &input.archiving {
+            archiving.hurry(wanted);
+        }
+        let origins = input.state.borrow().origins.clone();
+        self.archived(stream, wanted, &origins, ask.deadline).await?;
+        Ok(())
     }
 
     fn unknown_table(&self, named: &Named) -> String {
@@ -332,19 +343,16 @@ impl Serving {
     async fn errors_table(&self, answer: &ViewAnswer) -> std::result::Result<Arc<dyn TableProvider>, Failure> {
         let schema = event_error_schema();
         let mut batches = Vec::new();
-        for file in answer.generation.iter().flat_map(|g| &g.runs).filter_map(|r| r.errors_file.as_ref()) {
-            let path = file.as_str().into();
-            let bytes: Option<Bytes> = self.inner.input.storage.get(&path).await.map_err(Error::read)?;
-            let Some(bytes) = bytes else {
-                let gone = object_store::Error::NotFound { path: file.clone(), source: "an errors file".into() };
-                return Err(Failure::FileGone(DataFusionError::ObjectStore(Box::new(gone))));
-            };
-            let reader =
-                ParquetRecordBatchReaderBuilder::try_new(bytes).and_then(|b| b.build()).map_err(Error::internal)?;
-            for batch in reader {
-                let batch = batch.and_then(|b| RecordBatch::try_new(Arc::clone(&schema), b.columns().to_vec()));
-                batches.push(batch.map_err(Error::internal)?);
-            }
+        for run in answer.generation.iter().flat_map(|g| &g.runs) {
+            batches.extend(match read_event_errors(&self.inner.input.storage, run).await {
+                Ok(read) => read,
+                Err(ReadError::Fault(fault @ Fault::Missing { .. })) => {
+                    let gone = object_store::Error::from(fault);
+                    return Err(Failure::FileGone(DataFusionError::ObjectStore(Box::new(gone))));
+                }
+                Err(ReadError::Fault(fault)) => return Err(Error::unreadable(&fault).into()),
+                Err(ReadError::Storage(error)) => return Err(Error::read(error).into()),
+            });
         }
         batches.extend(answer.runs.iter().map(|run| event_errors_to_batch(&run.errors)));
         Ok(Arc::new(MemTable::try_new(schema, vec![batches]).map_err(failure)?))

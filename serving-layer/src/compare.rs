@@ -114,7 +114,7 @@ impl Serving {
         let engine = &self.inner.engine;
         let state = engine.session(vec![(Named::Plain("recounted".to_owned()), rows)]);
         let plan = Query::parse("SELECT count(*) FROM recounted")?.plan(&state).await?;
-        let counted = tokio::time::timeout_at(deadline, engine.collect(state, plan)).await;
+        let counted = tokio::time::timeout_at(deadline, engine.collect(None, state, plan)).await;
         counted.map_err(|_| late())?.map_err(answered)?;
         Ok(sink.take().len() as u64)
     }
@@ -204,7 +204,7 @@ impl Serving {
         let state = engine.session(vec![(Named::Plain(view.to_owned()), table.map_err(answered)?)]);
         let query = Query::parse(&format!("SELECT * FROM \"{}\"", view.replace('"', "\"\"")))?;
         let plan = query.plan(&state).await?;
-        let rows = tokio::time::timeout_at(deadline, engine.collect(state, plan)).await;
+        let rows = tokio::time::timeout_at(deadline, engine.collect(None, state, plan)).await;
         rows.map_err(|_| late())?.map_err(answered)
     }
 }

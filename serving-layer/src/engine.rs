@@ -1,5 +1,7 @@
 //! Runs plans: beside the HTTP front, within limits of memory, time and number.
 
+mod bounded;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,7 +21,7 @@ use datafusion::execution::session_state::SessionState;
 use datafusion::logical_expr::LogicalPlan;
 use futures::StreamExt;
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use watershed_shared::clock;
 use watershed_shared::master;
 use watershed_shared::run::Fault;
@@ -59,6 +61,9 @@ impl Default for QuerySettings {
     }
 }
 
+/// The right to run. Whatever does the work holds it to its end, also when nobody waits for it any longer.
+pub(crate) type Turn = Arc<OwnedSemaphorePermit>;
+
 /// Rows, in memory.
 #[derive(Debug, Clone)]
 pub struct Rows {
@@ -79,7 +84,7 @@ pub(crate) struct Engine {
     base: SessionState,
     /// `None`: the caller's.
     runtime: Option<Runtime>,
-    running: Semaphore,
+    running: Arc<Semaphore>,
     waiting: AtomicUsize,
 }
 
@@ -100,11 +105,12 @@ impl Engine {
         let environment: Arc<RuntimeEnv> =
             RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().map_err(std::io::Error::other)?;
         storage.register_with(&environment);
-        let base = SessionStateBuilder::new()
+        let mut base = SessionStateBuilder::new()
             .with_config(pinned_config())
             .with_runtime_env(environment)
             .with_default_features()
             .build();
+        bounded::register(&mut base, settings.max_result_bytes).map_err(std::io::Error::other)?;
         let runtime = match settings.threads {
             0 => None,
             threads => Some(
@@ -116,7 +122,7 @@ impl Engine {
             ),
         };
         Ok(Self {
-            running: Semaphore::new(settings.max_concurrent),
+            running: Arc::new(Semaphore::new(settings.max_concurrent)),
             waiting: AtomicUsize::new(0),
             settings,
             base,
@@ -133,16 +139,16 @@ impl Engine {
     ///
     /// # Errors
     /// `too_many_requests`.
-    pub(crate) async fn turn(&self) -> Result<SemaphorePermit<'_>> {
-        if let Ok(permit) = self.running.try_acquire() {
-            return Ok(permit);
+    pub(crate) async fn turn(&self) -> Result<Turn> {
+        if let Ok(permit) = Arc::clone(&self.running).try_acquire_owned() {
+            return Ok(Arc::new(permit));
         }
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= self.settings.max_waiting {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(Error::new(Code::TooManyRequests, "too many queries are waiting: try again"));
         }
         let _leave = Leave(&self.waiting);
-        Ok(self.running.acquire().await.expect("the semaphore is never closed"))
+        Ok(Arc::new(Arc::clone(&self.running).acquire_owned().await.expect("the semaphore is never closed")))
     }
 
     /// A state with exactly these tables.
@@ -190,10 +196,20 @@ impl Engine {
         }
     }
 
-    /// Plans and runs `plan`, and collects its rows.
-    pub(crate) async fn collect(&self, state: SessionState, plan: LogicalPlan) -> std::result::Result<Rows, Failure> {
+    /// Plans and runs `plan`, and collects its rows. Dropping the future ends the work at its next batch; `turn` is given
+    /// back when it has ended.
+    pub(crate) async fn collect(
+        &self,
+        turn: Option<Turn>,
+        state: SessionState,
+        plan: LogicalPlan,
+    ) -> std::result::Result<Rows, Failure> {
         let max_bytes = self.settings.max_result_bytes;
-        self.on_threads("query", collect(state, plan, max_bytes)).await
+        let work = async move {
+            let _turn = turn;
+            collect(state, plan, max_bytes).await
+        };
+        self.on_threads("query", work).await
     }
 
     /// Ends `work` at `deadline`.

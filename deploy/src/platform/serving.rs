@@ -12,11 +12,12 @@ use tracing::debug;
 use watershed_batch_layer::archiver;
 use watershed_batch_layer::history::StoredHistory;
 use watershed_serving_layer::{
-    Archiving, Builds, LogIngest, Serving, ServingInput, Settings, StreamInput, ViewInput, serve,
+    Archiving, Builds, LogIngest, QuerySettings, Serving, ServingInput, Settings, StreamInput, ViewInput, serve,
 };
 use watershed_shared::archive::ArchiverState;
 use watershed_shared::catalog::Definition;
 use watershed_shared::clock;
+use watershed_shared::config::ServingConfig;
 use watershed_shared::definitions::Definitions;
 use watershed_shared::delta::{DeltaService, Peers};
 use watershed_shared::log::Producer;
@@ -145,7 +146,7 @@ pub(super) async fn start_serving(
         builds: builds.into(),
         ingest: Arc::new(ingest),
         metrics: Vec::new(),
-        settings: Settings::default(),
+        settings: settings(&parts.config.serving),
     })
     .context("start the serving layer")?;
     let following = serving.clone();
@@ -157,6 +158,18 @@ pub(super) async fn start_serving(
     })?;
     stage.tasks.push(task::spawn("http", server));
     Ok(address)
+}
+
+fn settings(config: &ServingConfig) -> Settings {
+    let query = QuerySettings {
+        memory_limit_bytes: config.memory_limit_bytes,
+        max_result_bytes: config.max_result_bytes,
+        max_concurrent: config.max_queries,
+        max_waiting: config.max_waiting,
+        timeout: config.timeout,
+        ..QuerySettings::default()
+    };
+    Settings { query, max_live: config.max_live, ..Settings::default() }
 }
 
 /// Definitions as the registers recorded them.

@@ -1,6 +1,7 @@
-//! Statements at the edges: streams read directly, instants, subqueries.
+//! Statements at the edges: instants, subqueries, streams read directly, functions that want too much.
 
 use serde_json::{Value, json};
+use watershed_serving_layer::{QuerySettings, Settings};
 use watershed_shared::catalog::StreamEvent;
 use watershed_shared::clock;
 
@@ -51,6 +52,39 @@ async fn a_subquery_in_the_place_of_a_value_has_one_row_or_none() {
     let sql = "SELECT count(*) AS n FROM per_who WHERE events >= (SELECT max(events) FROM per_who)";
     let (status, answer) = query(&world, sql).await;
     assert!(status == 200 && rows(&answer)[0]["n"].as_i64().unwrap() >= 1, "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn functions_make_no_more_than_a_result_may_have() {
+    let query_settings = QuerySettings { threads: 2, max_result_bytes: 1 << 20, ..QuerySettings::default() };
+    let world = World::with(11, 60, Settings { query: query_settings, ..Settings::default() }).await;
+    world.advance(&[(0, 50), (1, 50)].into()).await;
+    world.settle().await;
+    for sql in [
+        "SELECT repeat('a', 1000000000) AS x",
+        "SELECT length(repeat('a', 1000000000)) AS x",
+        "SELECT max(length(repeat(who, 1000000 + events))) AS x FROM per_who",
+        "SELECT lpad('a', 1000000000) AS x",
+        "SELECT rpad(who, 1000000, 'xy') AS x FROM per_who",
+        "SELECT array_repeat(1, 1000000000) AS x",
+        "SELECT list_resize([1], 1000000000, 0) AS x",
+        "SELECT range(10000000000) AS x",
+        "SELECT range(5, 10000000000, 2) AS x",
+        "SELECT generate_series(10000000000, 1, -1) AS x",
+    ] {
+        let (status, error) = query(&world, sql).await;
+        assert_eq!((status, code(&error)), (413, "too_large"), "{sql}: {error}");
+        assert!(error["error"]["message"].as_str().unwrap().contains("bytes at once"), "{sql}: {error}");
+    }
+    let sql = "SELECT repeat('ab', 3) AS a, lpad('a', 3, 'x') AS b, rpad('a', 2) AS c, range(3) AS d, \
+               generate_series(1, 5, 2) AS e, array_repeat(7, 2) AS f, array_resize([1], 2, 0) AS g, \
+               repeat(NULL, 1000000000) AS h";
+    let (status, answer) = query(&world, sql).await;
+    let expected = json!({"a": "ababab", "b": "xxa", "c": "a ", "d": [0, 1, 2], "e": [1, 3, 5], "f": [7, 7],
+                          "g": [1, 0], "h": null});
+    assert_eq!((status, rows(&answer)), (200, &vec![expected]), "{answer}");
+    let (status, answer) = query(&world, "SELECT max(length(repeat(who, events))) AS x FROM per_who").await;
+    assert!(status == 200 && rows(&answer)[0]["x"].as_i64().unwrap() > 3, "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -115,4 +149,40 @@ async fn nobody_waits_for_offsets_that_there_cannot_be() {
             assert_eq!((code(&error), error["error"]["message"].as_str().unwrap()), ("bad_parameter", said), "{error}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_finds_no_turn_is_told_to_come_again() {
+    let query_settings = QuerySettings { threads: 2, max_concurrent: 1, max_waiting: 0, ..QuerySettings::default() };
+    let world = World::with(11, 60, Settings { query: query_settings, ..Settings::default() }).await;
+    let world = std::sync::Arc::new(world);
+    let ended = std::sync::Arc::new(std::sync::OnceLock::new());
+    let (asking, ending) = (std::sync::Arc::clone(&world), std::sync::Arc::clone(&ended));
+    let long = watershed_shared::task::spawn("long", async move {
+        let sql = "SELECT sum(value % 7) AS x FROM generate_series(1, 1000000000000)";
+        let body = json!({ "sql": sql, "timeout_ms": 3_600_000 }).to_string();
+        // The others may have the only turn.
+        let mut answer = asking.request("POST", "/v1/query", &body).await;
+        while answer.0 == 429 {
+            answer = asking.request("POST", "/v1/query", &body).await;
+        }
+        ending.set(answer).expect("it ends once");
+    });
+    let seen = async |wanted: u16| {
+        let asked = async {
+            loop {
+                let (status, answer) = query(&world, "SELECT events FROM totals").await;
+                if status == wanted {
+                    return answer;
+                }
+                clock::sleep(std::time::Duration::from_millis(20)).await;
+                assert_eq!(ended.get(), None, "the long one has ended");
+            }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("no {wanted}"))
+    };
+    assert_eq!(code(&seen(429).await), "too_many_requests");
+    // Whoever asked has gone: the work ends at its next batch, and gives its turn back.
+    long.abort();
+    seen(200).await;
 }

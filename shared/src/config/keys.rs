@@ -103,6 +103,40 @@ pub(super) static HTTP: Section = Section {
     keys: &[key("listen", "address", Default("\"127.0.0.1:8080\""), "Port 0: any free one; shown by `up`.")],
 };
 
+pub(super) static SERVING: Section = Section {
+    name: "serving",
+    named: false,
+    doc: "How requests for rows are answered.",
+    keys: &[
+        key(
+            "memory_limit",
+            "size",
+            Default("\"1 GiB\""),
+            "Of all queries together; what needs more spills to disk where it can, else it is answered 413.",
+        ),
+        key(
+            "max_result",
+            "size",
+            Default("\"256 MiB\""),
+            "Of one query's rows, in memory; larger ones are answered 413.",
+        ),
+        key("max_queries", "number", Default("16"), "Queries that run at the same time; further ones wait."),
+        key(
+            "max_waiting",
+            "number",
+            Default("256"),
+            "Queries that wait at the same time; further ones are answered 429.",
+        ),
+        key("timeout", "duration", Default("\"30 seconds\""), "Of a request that names no timeout_ms."),
+        key(
+            "max_live",
+            "number",
+            Default("64"),
+            "Connections to live views at the same time; further ones are answered 429.",
+        ),
+    ],
+};
+
 pub(super) static ARCHIVE: Section = Section {
     name: "archive",
     named: false,
@@ -282,8 +316,8 @@ pub(super) static VIEW: Section = Section {
 };
 
 /// All sections in the order of the reference.
-pub(super) static SECTIONS: [&Section; 11] =
-    [&TOP, &KAFKA, &BROKER, &STORAGE, &HTTP, &ARCHIVE, &BATCH, &SPEED, &STREAM, &TABLE, &VIEW];
+pub(super) static SECTIONS: [&Section; 12] =
+    [&TOP, &KAFKA, &BROKER, &STORAGE, &HTTP, &ARCHIVE, &BATCH, &SPEED, &SERVING, &STREAM, &TABLE, &VIEW];
 
 /// The whole reference as a configuration file: what has a default stands there with it, the rest is commented out.
 pub(super) fn reference() -> String {

@@ -11,10 +11,11 @@ use url::Url;
 
 use super::env::Environment;
 use super::keys::{self, Section};
-use super::reader::{Context, Reader, unknown_key};
+use super::reader::{Context, Found, Reader, unknown_key};
 use super::source::Source;
 use super::{
-    ArchiveConfig, BatchConfig, BrokerConfig, Claim, Config, ConfigError, HttpConfig, SpeedConfig, kafka, stream, view,
+    ArchiveConfig, BatchConfig, BrokerConfig, Claim, Config, ConfigError, HttpConfig, ServingConfig, SpeedConfig,
+    kafka, stream, view,
 };
 
 /// Reads the configuration `text`; `file` is what errors call it, relative paths are relative to `base`.
@@ -67,6 +68,7 @@ fn assemble<'t>(context: Context<'_, 't>, document: &DeTable<'t>, base: &Path) -
     {
         context.source.error(http.at, format!("`listen`: the embedded broker listens on {broker} already"));
     }
+    let serving = serving(&section(&keys::SERVING));
     let archive = archive(&section(&keys::ARCHIVE));
     let batch = batch(&section(&keys::BATCH));
     let speed = speed(context, &section(&keys::SPEED));
@@ -104,6 +106,7 @@ fn assemble<'t>(context: Context<'_, 't>, document: &DeTable<'t>, base: &Path) -
         storage_url: storage_url?,
         storage_named: document.contains_key("storage"),
         http: HttpConfig { listen: http?.value },
+        serving: serving?,
         archive: archive?,
         batch: batch?,
         speed: speed?,
@@ -228,6 +231,25 @@ fn refuse_clashes(context: Context<'_, '_>, document: &DeTable<'_>) {
             }
         }
     }
+}
+
+fn serving(reader: &Reader<'_, '_, '_>) -> Option<ServingConfig> {
+    let memory_limit_bytes = reader.size("memory_limit", 16 << 20);
+    let max_result_bytes = reader.size("max_result", 1 << 10);
+    let max_queries = reader.number("max_queries", 1..=65_536);
+    let max_waiting = reader.number("max_waiting", 0..=1_048_576);
+    let timeout = reader.duration("timeout", Duration::from_millis(1));
+    let max_live = reader.number("max_live", 0..=1_048_576);
+    let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
+    let count = |number: Found<i64>| usize::try_from(number.value).expect("within its bounds");
+    Some(ServingConfig {
+        memory_limit_bytes: bytes(memory_limit_bytes?),
+        max_result_bytes: bytes(max_result_bytes?),
+        max_queries: count(max_queries?),
+        max_waiting: count(max_waiting?),
+        timeout: timeout?,
+        max_live: count(max_live?),
+    })
 }
 
 fn archive(reader: &Reader<'_, '_, '_>) -> Option<ArchiveConfig> {

@@ -49,6 +49,7 @@ pub struct Config {
     /// Whether the file names the storage; otherwise it lies in `data_dir`.
     pub storage_named: bool,
     pub http: HttpConfig,
+    pub serving: ServingConfig,
     pub archive: ArchiveConfig,
     pub batch: BatchConfig,
     pub speed: SpeedConfig,
@@ -123,6 +124,20 @@ pub struct BrokerConfig {
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
     pub listen: SocketAddr,
+}
+
+/// Limits of requests for rows.
+#[derive(Debug, Clone)]
+pub struct ServingConfig {
+    /// Of all queries together.
+    pub memory_limit_bytes: usize,
+    /// Of one query's rows.
+    pub max_result_bytes: usize,
+    pub max_queries: usize,
+    pub max_waiting: usize,
+    /// Of a request that names none.
+    pub timeout: Duration,
+    pub max_live: usize,
 }
 
 #[derive(Debug, Clone)]
