@@ -31,6 +31,8 @@ pub enum Code {
     Finished,
     /// The cursor to resume from is no longer kept: begin again.
     CursorGone,
+    /// The body comes in an encoding that is not known.
+    UnsupportedMediaType,
     /// A body or a result is larger than allowed.
     TooLarge,
     /// As many requests as allowed are under way: try again.
@@ -60,6 +62,7 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::AlreadyRunning | Self::Finished => StatusCode::CONFLICT,
             Self::CursorGone => StatusCode::GONE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -85,6 +88,7 @@ impl Code {
             Self::AlreadyRunning => "already_running",
             Self::Finished => "finished",
             Self::CursorGone => "cursor_gone",
+            Self::UnsupportedMediaType => "unsupported_media_type",
             Self::TooLarge => "too_large",
             Self::TooManyRequests => "too_many_requests",
             Self::Internal => "internal",

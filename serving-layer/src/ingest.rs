@@ -15,7 +15,7 @@ pub struct Published {
     pub accepted: u64,
     /// Per partition the offset behind the last of them.
     pub next: OffsetVector,
-    /// Records that it does not have, by their place in the request.
+    /// Records that it does not have, in the order of the request.
     pub failed: Vec<ProduceError>,
 }
 
@@ -35,6 +35,9 @@ pub struct IngestError {
 pub trait Ingest: Send + Sync + fmt::Debug {
     /// `records`: one value each, published as they are, without a key.
     async fn publish(&self, stream: &str, records: Vec<Bytes>) -> Result<Published, IngestError>;
+
+    /// The greatest record that is handed on; a topic may take less.
+    fn max_record_bytes(&self) -> usize;
 }
 
 /// Publishes through the log's producer, into the topics of the streams.
@@ -63,5 +66,9 @@ impl Ingest for LogIngest {
             next: report.partitions.iter().map(|(partition, produced)| (*partition, produced.next)).collect(),
             failed: report.errors,
         })
+    }
+
+    fn max_record_bytes(&self) -> usize {
+        self.producer.max_record_bytes()
     }
 }

@@ -20,6 +20,7 @@ mod real_input;
 mod roles;
 mod schedules;
 mod secured;
+mod serving;
 mod status;
 mod transactions;
 mod truncation;

@@ -1,6 +1,7 @@
 //! The HTTP interface: routes, and what they take and give.
 
 mod catalog;
+mod encoding;
 mod live;
 mod openapi;
 mod operate;
@@ -40,7 +41,7 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|request: Request, body| {
                 answer(async move {
-                    let bytes = capped(body, request.serving.inner.input.settings.max_body_bytes).await?;
+                    let bytes = small(&request, body).await?;
                     query::query(request, bytes).await
                 })
             })
@@ -52,7 +53,9 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|stream: String, request: Request, body| {
                 answer(async move {
-                    let bytes = capped(body, request.serving.inner.input.settings.max_publish_bytes).await?;
+                    let limit = request.serving.inner.input.settings.max_publish_bytes;
+                    let bytes = capped(body, limit).await?;
+                    let bytes = encoding::decoded(request.content_encoding.as_deref(), bytes, limit)?;
                     publish::publish(request, stream, bytes).await
                 })
             })
@@ -69,7 +72,7 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|view: String, request: Request, body| {
                 answer(async move {
-                    let bytes = capped(body, request.serving.inner.input.settings.max_body_bytes).await?;
+                    let bytes = small(&request, body).await?;
                     operate::start(request, view, bytes).await
                 })
             })
@@ -80,7 +83,7 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|view: String, request: Request, body| {
                 answer(async move {
-                    let bytes = capped(body, request.serving.inner.input.settings.max_body_bytes).await?;
+                    let bytes = small(&request, body).await?;
                     operate::schedule(request, view, bytes).await
                 })
             })
@@ -135,6 +138,7 @@ pub(crate) struct Request {
     pub query: String,
     pub accept: Option<String>,
     pub last_event_id: Option<String>,
+    pub content_encoding: Option<String>,
 }
 
 impl Request {
@@ -155,7 +159,14 @@ fn request(serving: &Serving) -> impl Filter<Extract = (Request,), Error = Rejec
         .and(query)
         .and(warp::header::optional("accept"))
         .and(warp::header::optional("last-event-id"))
-        .map(|serving, query, accept, last_event_id| Request { serving, query, accept, last_event_id })
+        .and(warp::header::optional("content-encoding"))
+        .map(|serving, query, accept, last_event_id, content_encoding| Request {
+            serving,
+            query,
+            accept,
+            last_event_id,
+            content_encoding,
+        })
 }
 
 fn get<F>(
@@ -202,6 +213,15 @@ async fn capped<B: Buf>(body: impl Stream<Item = std::result::Result<B, warp::Er
         bytes.extend_from_slice(&part.copy_to_bytes(part.remaining()));
     }
     Ok(bytes.freeze())
+}
+
+/// The body of any request but those that publish.
+async fn small<B: Buf>(
+    request: &Request,
+    body: impl Stream<Item = std::result::Result<B, warp::Error>>,
+) -> Result<Bytes> {
+    let limit = request.serving.inner.input.settings.max_body_bytes;
+    encoding::decoded(request.content_encoding.as_deref(), capped(body, limit).await?, limit)
 }
 
 /// A JSON body; an empty one is `{}`.

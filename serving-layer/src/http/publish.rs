@@ -19,16 +19,26 @@ struct Accepted {
 
 pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Result<Response> {
     Params::parse(&request.query, &[])?;
-    request.serving.stream(&stream)?;
-    let records = lines(&body);
-    let count = records.len();
-    let published = request.serving.inner.input.ingest.publish(&stream, records).await;
+    let blank_lines = request.serving.stream(&stream)?.config.format == watershed_shared::config::Format::Text;
+    let ingest = &request.serving.inner.input.ingest;
+    let (places, records) = lines(&body, blank_lines);
+    let limit = ingest.max_record_bytes();
+    if let Some((place, record)) = places.iter().zip(&records).find(|(_, record)| record.len() > limit) {
+        let message = format!(
+            "line {place} has {} bytes, and a record may have {limit} (`\"message.max.bytes\"` in [kafka]); nothing was \
+             published",
+            record.len()
+        );
+        return Err(Error::new(Code::TooLarge, message));
+    }
+    let published = ingest.publish(&stream, records).await;
     let published = published.map_err(|e| Error::new(Code::NotReady, e.to_string()))?;
     if let Some(first) = published.failed.first() {
         let message = format!(
-            "the log has {} of {count} records; the first that it does not have is on line {}: {}",
+            "the log has {} of {} records; the first that it does not have is on line {}: {}",
             published.accepted,
-            first.index + 1,
+            places.len(),
+            places[first.index],
             first.message
         );
         let code = match first.kind {
@@ -41,18 +51,23 @@ pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Re
     Ok(reply::json(StatusCode::OK, &Accepted { accepted: published.accepted, offsets: published.next }))
 }
 
-/// One record a line, as it is, without its end. What follows the last end is a record only if there is something.
-fn lines(body: &Bytes) -> Vec<Bytes> {
-    let mut lines = Vec::new();
-    let mut start = 0;
+/// One record a line, as it is, without its end, and on which line it is. What follows the last end is a record only if
+/// there is something. Blank lines are none, as for `watershed produce`, unless they are what the stream consists of.
+fn lines(body: &Bytes, blank_lines: bool) -> (Vec<usize>, Vec<Bytes>) {
+    let (mut places, mut lines) = (Vec::new(), Vec::new());
+    let (mut start, mut line) = (0, 0);
     while start < body.len() {
         let end = body[start..].iter().position(|b| *b == b'\n').map_or(body.len(), |i| start + i);
         let text = &body[start..end];
         let text_end = if text.last() == Some(&b'\r') { end - 1 } else { end };
-        lines.push(body.slice(start..text_end));
+        line += 1;
+        if blank_lines || !text.trim_ascii().is_empty() {
+            places.push(line);
+            lines.push(body.slice(start..text_end));
+        }
         start = end + 1;
     }
-    lines
+    (places, lines)
 }
 
 #[cfg(test)]
@@ -61,13 +76,15 @@ mod tests {
 
     #[test]
     fn a_line_is_a_record() {
-        let check = |body: &'static str, expected: &[&str]| {
-            let found = lines(&Bytes::from_static(body.as_bytes()));
+        let check = |body: &'static str, blank_lines, places: &[usize], expected: &[&str]| {
+            let (on, found) = lines(&Bytes::from_static(body.as_bytes()), blank_lines);
             assert_eq!(found, expected.iter().map(|e| Bytes::copy_from_slice(e.as_bytes())).collect::<Vec<_>>());
+            assert_eq!(on, places);
         };
-        check("", &[]);
-        check("a", &["a"]);
-        check("a\r\nb\n", &["a", "b"]);
-        check("a\n\nb", &["a", "", "b"]);
+        check("", false, &[], &[]);
+        check("a", false, &[1], &["a"]);
+        check("a\r\nb\n", false, &[1, 2], &["a", "b"]);
+        check("a\n\nb\n \r\n\n", false, &[1, 3], &["a", "b"]);
+        check("a\n\nb\n", true, &[1, 2, 3], &["a", "", "b"]);
     }
 }

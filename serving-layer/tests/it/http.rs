@@ -399,6 +399,15 @@ async fn publishing_gives_offsets() {
     assert_eq!(world.ingest.0.lock().len(), 2);
     let (status, answer) = world.request("POST", "/v1/streams/click", "{}").await;
     assert_eq!((status, code(&answer)), (404, "unknown_stream"));
+    // Blank lines are no records; the line is counted all the same.
+    let (status, answer) = world.request("POST", "/v1/streams/clicks", "\n{\"a\":3}\n \r\n\n").await;
+    assert_eq!((status, answer), (200, json!({"accepted": 1, "offsets": {"0": 3}})));
+    let long = format!("{{}}\n\n{}\n", "x".repeat(1_001));
+    let (status, answer) = world.request("POST", "/v1/streams/clicks", &long).await;
+    assert_eq!((status, code(&answer)), (413, "too_large"));
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("line 3 has 1001 bytes, and a record may have 1000"), "{message}");
+    assert_eq!(world.ingest.0.lock().len(), 3, "nothing of it was published");
     let settings = watershed_serving_layer::Settings { max_publish_bytes: 10, ..Default::default() };
     let world = World::with(1, 5, settings).await;
     let (status, answer) = world.request("POST", "/v1/streams/clicks", "0123456789\n").await;
@@ -500,4 +509,27 @@ async fn an_answer_that_nobody_renews_is_not_given() {
         }
     };
     tokio::time::timeout(PATIENCE, refused).await.expect("it still answers");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_come_as_their_encoding_says() {
+    let world = World::new(1, 5).await;
+    let routes = watershed_serving_layer::routes(world.serving.clone());
+    let publish = |encoding: &'static str, body: Vec<u8>| {
+        let request = warp::test::request().method("POST").path("/v1/streams/clicks");
+        let request = request.header("content-encoding", encoding).body(body);
+        let routes = routes.clone();
+        async move { request.reply(&routes).await }
+    };
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut encoder, b"{\"a\":1}\n{\"a\":2}\n").unwrap();
+    let zipped = encoder.finish().unwrap();
+    assert_eq!(publish("gzip", zipped.clone()).await.status(), 200);
+    assert_eq!(*world.ingest.0.lock(), [r#"{"a":1}"#, r#"{"a":2}"#]);
+    let refused = publish("zstd", zipped).await;
+    assert_eq!(refused.status(), 415);
+    let error: Value = serde_json::from_slice(refused.body()).unwrap();
+    assert_eq!(code(&error), "unsupported_media_type");
+    assert_eq!(publish("gzip", b"{}".to_vec()).await.status(), 400);
+    assert_eq!(world.ingest.0.lock().len(), 2);
 }

@@ -661,6 +661,10 @@ impl Ingest for TestIngest {
         log.extend(records);
         Ok(Published { accepted, next: [(0, log.len() as i64)].into(), failed: Vec::new() })
     }
+
+    fn max_record_bytes(&self) -> usize {
+        1_000
+    }
 }
 
 /// Builds that run until they are cancelled.
