@@ -51,15 +51,59 @@ pub(super) async fn view(request: Request, view: String) -> Result<Response> {
         Some(answer) => Ok(answer),
         None => request.serving.ask(&select.query(&view)?, &ask).await,
     };
-    let mut answer = answered.map_err(|error| match error.code {
-        // The statement was put together here: its user wrote parameters.
-        Code::BadSql => Error::bad_parameter("where, columns, order", error.message),
-        _ => error,
-    })?;
+    let mut answer = match answered {
+        Ok(answer) => answer,
+        Err(error) if error.code == Code::BadSql => {
+            return Err(at_fault(&request.serving, &view, &select, &ask, error).await);
+        }
+        Err(error) => return Err(error),
+    };
     if select.limit.is_none() {
         truncate(&mut answer);
     }
     encoded(&request.serving, format, answer).await
+}
+
+/// The error of the parameter that is wrong: the statement was put together here, its user wrote parameters.
+async fn at_fault(serving: &Serving, view: &str, select: &Select, ask: &Ask, error: Error) -> Error {
+    let parameters = select.parameters();
+    // Which one that is shows when each is asked for alone, without any row.
+    for (name, text, alone) in &parameters {
+        let Ok(query) = alone.query(view) else { continue };
+        if let Err(error) = serving.ask(&query, ask).await
+            && error.code == Code::BadSql
+        {
+            return wrong(serving, view, name, text, &error.message);
+        }
+    }
+    match parameters.as_slice() {
+        [(name, text, _)] => wrong(serving, view, name, text, &error.message),
+        all => {
+            let names: Vec<&str> = all.iter().map(|(name, ..)| *name).collect();
+            Error::bad_parameter(&names.join(", "), without_place(&error.message))
+        }
+    }
+}
+
+fn wrong(serving: &Serving, view: &str, name: &str, text: &str, message: &str) -> Error {
+    let message = without_place(message);
+    // In the engine's two ways to say it.
+    let quoted = message.strip_prefix("column '").and_then(|rest| rest.split_once('\''));
+    let missing = quoted.or_else(|| message.strip_prefix("No field named ")?.split_once('.'));
+    let missing = missing.map(|(column, _)| column.trim_matches('"'));
+    let known = missing.and_then(|missing| {
+        let stream = &serving.view(view).ok()?.stream;
+        let answer = serving.now(stream).ok()?.views.get(view).map(std::sync::Arc::clone)?;
+        let schema = answer.compiled.output_schema();
+        let columns = schema.fields().iter().map(|field| field.name().as_str());
+        Some(Error::unknown(Code::BadParameter, "column", missing, columns).message)
+    });
+    Error::bad_parameter(name, format!("{}, in `{text}`", known.as_deref().unwrap_or(message)))
+}
+
+/// A place in a statement that its user has not written means nothing.
+fn without_place(message: &str) -> &str {
+    message.find(" at Line: ").map_or(message, |at| &message[..at])
 }
 
 /// One row more than the limit was asked for.

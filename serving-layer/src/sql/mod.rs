@@ -116,6 +116,11 @@ pub(crate) fn message(error: &DataFusionError) -> String {
     if let Some(inner) = text.strip_prefix("SQL error: ParserError(\"").and_then(|t| t.strip_suffix("\")")) {
         text = inner;
     }
+    // Every signature that there is would follow.
+    if let Some((function, _)) = text.split_once(" failed to match any signature") {
+        let function = function.strip_prefix("Internal error: ").unwrap_or(function).replace("Function", "function");
+        return format!("{function} does not take these arguments");
+    }
     text.to_owned()
 }
 

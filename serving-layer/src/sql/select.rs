@@ -46,14 +46,32 @@ impl Select {
             );
         }
         sql += &format!(" LIMIT {}", self.limit.unwrap_or(DEFAULT_LIMIT_ROWS + 1));
-        let query = Query::parse(&sql).map_err(|e| Error::bad_parameter("where, columns, order", e.message))?;
+        let query = Query::parse(&sql).map_err(|e| Error::bad_parameter(&self.names(), e.message))?;
         if query.tables()?.iter().any(|t| *t != Named::Plain(view.to_owned())) {
-            return Err(Error::bad_parameter(
-                "where, columns, order",
-                "only the view's own columns may be named; use POST /v1/query",
-            ));
+            let alone = self.parameters();
+            let wrong = alone.iter().find(|(.., select)| alone.len() > 1 && select.query(view).is_err());
+            let name = wrong.map_or_else(|| self.names(), |(name, ..)| (*name).to_owned());
+            let message = "only the view's own columns may be named; use POST /v1/query";
+            return Err(Error::bad_parameter(&name, message));
         }
         Ok(query)
+    }
+
+    /// Those that were given, with their texts, and what each asks for alone (no row of it).
+    pub(crate) fn parameters(&self) -> Vec<(&'static str, &str, Self)> {
+        let none = Self { limit: Some(0), ..Self::default() };
+        [
+            ("where", &self.filter, Self { filter: self.filter.clone(), ..none.clone() }),
+            ("columns", &self.columns, Self { columns: self.columns.clone(), ..none.clone() }),
+            ("order", &self.order, Self { order: self.order.clone(), ..none }),
+        ]
+        .into_iter()
+        .filter_map(|(name, text, alone)| Some((name, text.as_deref()?, alone)))
+        .collect()
+    }
+
+    fn names(&self) -> String {
+        self.parameters().iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -123,8 +141,10 @@ mod tests {
         check(&filter("1=1; DROP TABLE a"), "parameter `where`: `;` is not expected here at Line: 1, Column: 4");
         check(
             &filter("n IN (SELECT n FROM other)"),
-            "parameter `where, columns, order`: only the view's own columns may be named; use POST /v1/query",
+            "parameter `where`: only the view's own columns may be named; use POST /v1/query",
         );
+        let both = Select { order: Some("(SELECT max(n) FROM other)".into()), ..filter("n = 1") };
+        check(&both, "parameter `order`: only the view's own columns may be named; use POST /v1/query");
         let columns = Select { columns: Some("n FROM other".into()), ..Select::default() };
         check(&columns, "parameter `columns`: `FROM` is not expected here at Line: 1, Column: 3");
         let order = Select { order: Some("n LIMIT 5".into()), ..Select::default() };

@@ -186,3 +186,27 @@ async fn who_finds_no_turn_is_told_to_come_again() {
     long.abort();
     seen(200).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_parameter_at_fault_is_named_with_its_own_text() {
+    let world = built().await;
+    for (parameters, said) in [
+        (
+            "where=evnts%3E5&order=who",
+            "parameter `where`: there is no column `evnts`; did you mean `events`?, in `evnts>5`",
+        ),
+        ("where=events%3E5&order=wo", "parameter `order`: there is no column `wo`; did you mean `who`?, in `wo`"),
+        ("columns=who,zzzzzzzz", "parameter `columns`: there is no column `zzzzzzzz`, in `who,zzzzzzzz`"),
+        ("where=sum(who)", "parameter `where`: "),
+        ("where=events/0=1&order=who", "parameter `where, order`: "),
+    ] {
+        let (status, error) = world.get(&format!("/v1/views/per_who?{parameters}")).await;
+        assert_eq!((status, code(&error)), (400, "bad_parameter"), "{parameters}: {error}");
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(message.starts_with(said) && !message.contains("Line"), "{parameters}: {message}");
+        assert!(message.len() < 300, "{message}");
+    }
+    let (status, error) = query(&world, "SELECT sum(who) FROM per_who").await;
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(status == 400 && message.len() < 200 && !message.contains("Internal"), "{message}");
+}
