@@ -281,14 +281,24 @@ impl Shape {
         if (0..self.to_split.len()).all(|depth| orders_nothing(node_at(&self.plan, &self.to_split[..depth]))) {
             return replace_at(&self.plan, &self.to_split, renamed);
         }
-        let leaf = if self.groups.is_rows() {
-            let keys = row_keys.into_iter().enumerate().map(|(i, key)| key.alias(hidden(i)));
-            let plan = LogicalPlanBuilder::from(served).project(exprs.into_iter().chain(keys))?.build()?;
-            let keys = (0..self.key_count()).map(|i| Column::new_unqualified(hidden(i))).collect();
-            Keyed { plan, keys }
+        let shown = renamed.schema().columns();
+        let leaf = if let Some(columns) = &self.groups.rows {
+            // Keys that the SQL has too are known to it by their names.
+            let (mut exprs, mut keys) = (exprs, vec![]);
+            for (index, (key, expr)) in self.groups.keys.iter().zip(row_keys).enumerate() {
+                let passed = self.below.passed(*key);
+                let same = |column: &usize| column == key || (passed.is_some() && self.below.passed(*column) == passed);
+                keys.push(match columns.iter().position(same) {
+                    Some(at) => shown[at].clone(),
+                    None => {
+                        exprs.push(expr.alias(hidden(index)));
+                        Column::new_unqualified(hidden(index))
+                    }
+                });
+            }
+            Keyed { plan: LogicalPlanBuilder::from(served).project(exprs)?.build()?, keys }
         } else {
-            let keys = renamed.schema().columns().into_iter().take(self.key_count()).collect();
-            Keyed { plan: renamed, keys }
+            Keyed { plan: renamed, keys: shown.into_iter().take(self.key_count()).collect() }
         };
         let plan = totally_ordered(&self.plan, &self.to_split, leaf)?;
         check_replacement(plan.schema(), self.plan.schema())?;

@@ -312,10 +312,11 @@ fn window_in_order(mut call: WindowFunction, keys: &[Column], input: &LogicalPla
         Peers::Open => {
             let unit = call.params.window_frame.units;
             let names: Vec<&str> = keys.iter().map(|k| k.name.as_str()).filter(|n| !n.starts_with("__")).collect();
+            let keys =
+                if names.is_empty() { "all keys".to_owned() } else { format!("all keys ({})", names.join(", ")) };
             return plan_err!(
                 "'{name}' depends on the order of rows that its ORDER BY leaves open, and its {unit} frame takes them \
-                 together; give a ROWS frame, or an ORDER BY with all keys ({})",
-                names.join(", ")
+                 together; give a ROWS frame, or an ORDER BY with {keys}"
             );
         }
     }

@@ -105,6 +105,11 @@ impl Below {
         renamed.ok().map(|t| t.data)
     }
 
+    /// The column of the events that the output column `index` is, if it is one unchanged.
+    pub(crate) fn passed(&self, index: usize) -> Option<&str> {
+        self.passed[index].as_deref()
+    }
+
     /// Whether it needs the events' column `name`.
     pub(crate) fn reads(&self, name: &str) -> bool {
         self.columns.iter().any(|c| c == name)

@@ -288,6 +288,9 @@ exact! {
         plain = "SELECT k, n % 3 AS m, _offset FROM s ORDER BY m, _partition, _offset LIMIT 7";
     rows_with_a_limit: "SELECT k, i FROM s LIMIT 7", ordered = ORDERED,
         plain = "SELECT k, i FROM s ORDER BY _partition, _offset LIMIT 7";
+    rows_in_an_order_that_is_decided:
+        "SELECT k, nth_value(k, 2) OVER (PARTITION BY k, _partition ORDER BY b, _offset) AS second, \
+         first_value(i) IGNORE NULLS OVER (ORDER BY b, _partition, _offset) AS f FROM s";
     rows_with_windows_and_ties:
         "SELECT k, i, row_number() OVER (PARTITION BY k ORDER BY g) AS r, lag(i) OVER () AS l FROM s",
         plain = "SELECT k, i, row_number() OVER (PARTITION BY k ORDER BY g, _partition, _offset) AS r, \

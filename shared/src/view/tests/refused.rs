@@ -86,6 +86,7 @@ fn frames_whose_result_depends_on_the_order_of_peers() {
     check(&over("^nth_value(k, 2) OVER (ORDER BY c)"), words);
     check(&over("^nth_value(k, 2) OVER (ORDER BY c)"), "all keys (k)");
     check(&over("^first_value(k) IGNORE NULLS OVER (ORDER BY c)"), words);
+    check("SELECT k, ^nth_value(k, 2) OVER (ORDER BY b) AS x FROM s", "all keys (_partition, _offset)");
     check(&over("^array_agg(k) OVER (ORDER BY c)"), words);
     check(&over("^last_value(k) OVER (ORDER BY c RANGE BETWEEN 3 PRECEDING AND 1 PRECEDING)"), words);
 }
