@@ -220,6 +220,18 @@ mod tests {
     }
 
     #[test]
+    fn a_log_that_was_cut_off_is_a_reason_for_good() {
+        let range = OffsetRange::new(Offset(10), Offset(15));
+        let truncation = Truncation { partition: PartitionId(1), range, found_at: DateTime::<Utc>::UNIX_EPOCH };
+        let state = StreamState::default().apply(&StreamEvent::Truncated { truncation }).unwrap();
+        assert!(state.is_truncated(PartitionId(1)) && !state.is_truncated(PartitionId(0)));
+        let accepted = state.apply(&StreamEvent::LossAccepted).unwrap();
+        let reasons = accepted.reasons("s");
+        assert_eq!((reasons.len(), reasons[0].code.as_str()), (1, "log_truncated"));
+        assert_eq!((reasons[0].from, reasons[0].to), (Some(10), Some(15)));
+    }
+
+    #[test]
     fn the_number_of_shards_is_decided_once() {
         let seen =
             |shards| StreamEvent::Seen { topic: "t".to_owned(), topic_id: None, origins: OffsetVector::new(), shards };

@@ -743,3 +743,19 @@ impl ClientContext for ReaderContext {
 }
 
 impl ConsumerContext for ReaderContext {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_librdkafka_says_of_a_cut_tells_where_the_log_ends() {
+        let cut = "Partition log truncation detected at offset 15 (leader epoch 0): broker end offset is 10 (offset leader \
+                   epoch 0). Reset to INVALID.: Local: Partition log truncation detected (broker 2)";
+        assert_eq!(truncated_at(cut), Some(Offset(10)));
+        let older = "No epoch found less or equal to offset 15 (leader epoch 0): broker end offset is -1 (offset leader \
+                     epoch -1). Reset using configured policy.";
+        assert_eq!(truncated_at(older), Some(Offset(0)));
+        assert_eq!(truncated_at("Broker: Offset out of range (broker 1)"), None);
+    }
+}

@@ -131,6 +131,19 @@ async fn the_running_maximum_comes_from_the_last_row_below() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_epoch_is_that_of_the_last_offset_or_not_known() {
+    let dataset = MasterDataset::open_or_create(&Storage::memory(), &small_stream()).await.unwrap();
+    let epoch = async || Seeds::resume(&dataset).await.unwrap()[&PartitionId(0)].leader_epoch;
+    append(&dataset, vec![DecodedBatch { leader_epoch: Some(7), ..events(0, 0..3, |_| Some(0)) }]).await;
+    assert_eq!(epoch().await, Some(7));
+    // Behind it only a control record, whose leader nothing tells: that of the records before may have ended before it.
+    append(&dataset, vec![DecodedBatch { leader_epoch: None, ..events(0, 3..4, |_| Some(0)) }]).await;
+    assert_eq!(epoch().await, None);
+    append(&dataset, vec![DecodedBatch { leader_epoch: Some(9), ..events(0, 4..5, |_| Some(0)) }]).await;
+    assert_eq!(epoch().await, Some(9));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_lie_in_the_folder_of_their_date() {
     let dataset = MasterDataset::open_or_create(&Storage::memory(), &small_stream()).await.unwrap();
     let year_10000 = 2_932_897 * DAY;
