@@ -253,7 +253,7 @@ impl Builder {
         let builder = self.clone();
         let first = status.clone();
         task::spawn("build", async move {
-            builder.run(target, status, cancel).await;
+            Box::pin(builder.run(target, status, cancel)).await;
             builder.inner.running.lock().remove(&request.view);
             builder.inner.history.prune().await;
         });

@@ -129,7 +129,7 @@ async fn nobody_waits_for_offsets_that_there_cannot_be() {
         let (status, one) = world.get(&format!("/v1/views/totals?timeout_ms=1&wait_for={encoded}")).await;
         let body = format!(r#"{{"sql": "SELECT 1 FROM clicks", "wait_for": {{"clicks": {wait}}}, "timeout_ms": 1}}"#);
         let (other_status, other) = world.request("POST", "/v1/query", &body).await;
-        (status == 400 && other_status == 400).then(|| (one, other))
+        (status == 400 && other_status == 400).then_some((one, other))
     };
     for (wait, said) in [
         (r#"{"0":-1}"#, "parameter `wait_for`: offset -1 of partition 0 is negative"),
