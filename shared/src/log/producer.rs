@@ -36,11 +36,26 @@ pub struct ProduceRecord {
 /// Where the records of one call went within a partition. Others' records may lie between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Produced {
-    /// The lowest offset of them.
+    /// The lowest offset of them, as far as the log has said where they are.
     pub first: Offset,
-    /// The offset behind the greatest of them.
+    /// All of them lie below: the offset behind the greatest of them, or a later one where the log did not say it.
     pub next: Offset,
     pub records: u64,
+}
+
+impl Produced {
+    fn at(offset: Offset) -> Self {
+        Self { first: offset, next: Offset(offset.0 + 1), records: 1 }
+    }
+
+    /// Both together.
+    fn and(self, other: Self) -> Self {
+        Self {
+            first: self.first.min(other.first),
+            next: self.next.max(other.next),
+            records: self.records + other.records,
+        }
+    }
 }
 
 /// The outcome of a call, complete: `delivered` plus the errors are all its records.
@@ -77,13 +92,35 @@ impl ProduceReport {
     fn add(&mut self, more: Self) {
         self.delivered += more.delivered;
         for (partition, added) in more.partitions {
-            let known = self.partitions.entry(partition).or_insert(Produced { records: 0, ..added });
-            known.first = known.first.min(added.first);
-            known.next = known.next.max(added.next);
-            known.records += added.records;
+            self.put(partition, added);
         }
         self.errors.extend(more.errors);
         self.errors.sort_by_key(|error| error.index);
+    }
+
+    fn put(&mut self, partition: PartitionId, added: Produced) {
+        self.partitions.entry(partition).and_modify(|known| *known = known.and(added)).or_insert(added);
+    }
+
+    /// Takes up records that are written below `end`, it is not known where.
+    fn place(&mut self, partition: PartitionId, indexes: &[usize], end: std::result::Result<Offset, String>) {
+        let records = indexes.len() as u64;
+        match end {
+            Ok(end) => {
+                self.delivered += records;
+                let first = self.partitions.get(&partition).map_or(end, |known| known.first);
+                self.put(partition, Produced { first, next: end, records });
+            }
+            Err(error) => {
+                let message = format!("it is written, but the log does not say where it ends: {error}");
+                let failed = |index: &usize| ProduceError {
+                    index: *index,
+                    kind: ProduceErrorKind::Failed,
+                    message: message.clone(),
+                };
+                self.errors.extend(indexes.iter().map(failed));
+            }
+        }
     }
 }
 
@@ -108,6 +145,8 @@ impl std::fmt::Debug for Producer {
     }
 }
 
+/// For the question where the log ends.
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a full buffer is waited for before it is looked at again, if no delivery wakes the caller before.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
@@ -214,7 +253,14 @@ impl Producer {
                 }
             }
         }
-        call.finished(which.len()).await
+        let Outstanding { mut report, unplaced, .. } = call.finished().await;
+        for (partition, indexes) in unplaced {
+            report.place(partition, &indexes, end(connection, topic, partition).await);
+        }
+        report.errors.sort_by_key(|error| error.index);
+        let outcomes = report.delivered + report.errors.len() as u64;
+        assert_eq!(outcomes, which.len() as u64, "each record is delivered or has an error");
+        report
     }
 
     fn single_connection(&self) -> Result<Connection> {
@@ -246,6 +292,14 @@ impl Producer {
             other => other,
         }
     }
+}
+
+/// Where the log of a partition ends now.
+async fn end(connection: &Connection, topic: &str, partition: PartitionId) -> std::result::Result<Offset, String> {
+    let (connection, topic) = (Arc::clone(connection), topic.to_owned());
+    let asked = move || connection.client().fetch_watermarks(&topic, partition.0, END_TIMEOUT);
+    let asked = tokio::task::spawn_blocking(asked).await.map_err(|e| e.to_string())?;
+    asked.map(|(_, end)| Offset(end)).map_err(|e| e.to_string())
 }
 
 fn connect(config: &ClientConfig) -> Result<Connection> {
@@ -325,23 +379,18 @@ struct Call {
 struct Outstanding {
     count: usize,
     report: ProduceReport,
+    /// By the record's place in the call: acknowledged, though not where.
+    unplaced: BTreeMap<PartitionId, Vec<usize>>,
 }
 
 impl Call {
-    async fn finished(&self, records: usize) -> ProduceReport {
+    async fn finished(&self) -> Outstanding {
         loop {
             let done = self.done.notified();
             {
                 let mut outstanding = self.outstanding.lock();
                 if outstanding.count == 0 {
-                    let mut report = std::mem::take(&mut outstanding.report);
-                    report.errors.sort_by_key(|e| e.index);
-                    assert_eq!(
-                        report.delivered + report.errors.len() as u64,
-                        records as u64,
-                        "each record is delivered or has an error"
-                    );
-                    return report;
+                    return std::mem::take(&mut outstanding);
                 }
             }
             done.await;
@@ -356,21 +405,16 @@ struct Delivery {
 }
 
 impl Delivery {
+    /// SUBTLE: a batch whose acknowledgement was lost is sent again; a broker that knows it already may acknowledge it
+    /// without an offset.
     fn settle(&self, outcome: std::result::Result<(PartitionId, Offset), Refusal>) {
         let mut outstanding = self.call.outstanding.lock();
         match outcome {
-            Ok((partition, offset)) => {
+            Ok((partition, offset)) if offset.0 >= 0 => {
                 outstanding.report.delivered += 1;
-                let next = Offset(offset.0 + 1);
-                let produced = outstanding.report.partitions.entry(partition).or_insert(Produced {
-                    first: offset,
-                    next,
-                    records: 0,
-                });
-                produced.first = produced.first.min(offset);
-                produced.next = produced.next.max(next);
-                produced.records += 1;
+                outstanding.report.put(partition, Produced::at(offset));
             }
+            Ok((partition, _)) => outstanding.unplaced.entry(partition).or_default().push(self.index),
             Err((kind, message)) => {
                 outstanding.report.errors.push(ProduceError { index: self.index, kind, message });
             }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arrow::datatypes::{DataType, Field, Schema};
 use bytes::Bytes;
 use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use super::*;
 use crate::config::{Format, KafkaConfig, StreamConfig};
@@ -199,6 +200,22 @@ async fn a_record_that_is_too_large_fails_alone() {
     assert!(report.errors[0].message.contains("too large: 1000001 bytes"), "{}", report.errors[0].message);
     assert!(report.errors[1].message.contains("partition"), "{}", report.errors[1].message);
     broker.stop().await;
+}
+
+/// A cluster of librdkafka's own: what a broker acknowledges in this way depends on which answer was lost.
+#[tokio::test]
+async fn a_record_that_is_acknowledged_without_its_offset_lies_below_the_end_of_the_log() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("t", 1, 1).unwrap();
+    let producer = Producer::new(&LogClient::connect(&cluster.bootstrap_servers()).unwrap()).unwrap();
+    let report = producer.produce("t", vec![to(0, "a"), to(0, "b")]).await.unwrap();
+    assert_eq!(report.partitions[&PartitionId(0)].next, Offset(2));
+    let written_already = RDKafkaRespErr::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER;
+    cluster.request_errors(RDKafkaApiKey::Produce, &[written_already]);
+    let report = producer.produce("t", vec![to(0, "b")]).await.unwrap();
+    assert_eq!((report.delivered, &report.errors[..]), (1, &[][..]));
+    let produced = report.partitions[&PartitionId(0)];
+    assert_eq!((produced.next, produced.records), (Offset(2), 1), "who waits for that offset has it");
 }
 
 #[tokio::test]
