@@ -111,14 +111,17 @@ fn what_is_too_large_for_a_topic_is_said_and_nothing_else_fails_with_it() {
     assert_eq!((status, &body["accepted"]), (200, &json!(100)), "{body}");
     ask(client, 100, 100);
 
-    for (bytes, limit) in [(5000, "max.message.bytes"), (1_500_000, "message.max.bytes")] {
+    // Of a topic's limit only the log knows; a record above that of the client is seen before anything is sent.
+    for (bytes, limit, published) in
+        [(5000, "max.message.bytes", "2 of 3"), (1_500_000, "message.max.bytes", "nothing was published")]
+    {
         let three = [record(1, 10), record(1000, bytes), record(1, 10)].concat();
         let (status, body) = client.post_text("/v1/streams/numbers", &three);
         assert_eq!((status, &body["error"]["code"]), (413, &json!("too_large")), "{body}");
         let message = body["error"]["message"].as_str().expect("a message");
-        assert!(message.contains("2 of 3") && message.contains("line 2") && message.contains(limit), "{message}");
+        assert!(message.contains(published) && message.contains("line 2") && message.contains(limit), "{message}");
     }
-    ask(client, 104, 104);
+    ask(client, 102, 102);
 
     let three = [record(1, 10), record(1000, 5000), record(1, 10)].concat();
     let produced = watershed(dir.path(), &["produce", "numbers", "--from", "-", "--format", "json"], three.as_bytes());
@@ -127,6 +130,6 @@ fn what_is_too_large_for_a_topic_is_said_and_nothing_else_fails_with_it() {
     let error = &produced["errors"][0];
     assert_eq!(error["line"], json!(2), "{produced}");
     assert!(error["error"].as_str().expect("a text").contains("max.message.bytes"), "{produced}");
-    ask(client, 106, 106);
+    ask(client, 104, 104);
     running.stop();
 }
