@@ -132,24 +132,25 @@ impl Serving {
     }
 
     /// # Errors
-    /// `unknown_stream`; `bad_parameter` for offsets that there cannot be, and partitions that there are not: nobody
-    /// would ever reach them.
+    /// `unknown_stream`; `bad_parameter` for offsets that there cannot be. A partition that is not known may have been
+    /// added a moment ago: it is waited for.
     pub(crate) fn check_wait(&self, stream: &str, wanted: &OffsetVector) -> Result<()> {
-        let origins = self.stream(stream)?.state.borrow().origins.clone();
-        for (partition, offset) in wanted.iter() {
-            if offset.0 < 0 {
-                return Err(Error::bad_parameter(
-                    "wait_for",
-                    format!("offset {offset} of partition {partition} is negative"),
-                ));
-            }
-            if !origins.is_empty() && origins.get(partition).is_none() {
-                let known: Vec<String> = origins.iter().map(|(p, _)| p.to_string()).collect();
-                let message = format!("stream `{stream}` has no partition {partition}, only {}", known.join(", "));
-                return Err(Error::bad_parameter("wait_for", message));
+        self.stream(stream)?;
+        match wanted.iter().find(|(_, offset)| offset.0 < 0) {
+            None => Ok(()),
+            Some((partition, offset)) => {
+                let message = format!("offset {offset} of partition {partition} is negative");
+                Err(Error::bad_parameter("wait_for", message))
             }
         }
-        Ok(())
+    }
+
+    /// What to say of a partition that was waited for in vain, and that there may not be at all.
+    fn unknown_partition(&self, stream: &str, wanted: &OffsetVector) -> Option<String> {
+        let origins = self.stream(stream).ok()?.state.borrow().origins.clone();
+        let (partition, _) = wanted.iter().find(|(partition, _)| origins.get(*partition).is_none())?;
+        let known: Vec<String> = origins.iter().map(|(p, _)| p.to_string()).collect();
+        Some(format!("; no partition {partition} is known of stream `{stream}`, only {}", known.join(", ")))
     }
 
     pub(crate) fn now(&self, stream: &str) -> Result<Arc<StreamAnswer>> {
@@ -186,7 +187,11 @@ impl Serving {
             match tokio::time::timeout_at(deadline, answers.changed()).await {
                 Ok(Ok(())) => {}
                 // Timed out, or the process is ending.
-                _ => return Err(missing),
+                _ => {
+                    let unknown = wait_for.and_then(|wanted| self.unknown_partition(stream, wanted));
+                    let message = missing.message + unknown.as_deref().unwrap_or_default();
+                    return Err(Error { message, ..missing });
+                }
             }
         }
     }
