@@ -89,7 +89,10 @@ impl Patience {
         step: &str,
         error: anyhow::Error,
     ) -> Result<(), Stopped> {
-        let away = storage::unavailable(error.as_ref()).filter(|_| !storage::needs_somebody(error.as_ref()));
+        // SUBTLE: of some errors the engine's readers hand on the text alone. That reads fail just now is known all the same.
+        let reads = || inner.storage.health().reads.map(|trouble| trouble.error);
+        let away = storage::unavailable(error.as_ref()).or_else(reads);
+        let away = away.filter(|_| !storage::needs_somebody(error.as_ref()));
         let Some(said) = away.filter(|_| Instant::now() < self.until) else { return Err(failed(step)(error)) };
         tracing::warn!(view = %status.view, build = %status.id, error = said, "a build waits for the storage");
         let before = std::mem::replace(&mut status.progress.step, format!("waiting for the storage: {said}"));
