@@ -109,11 +109,13 @@ async fn show(
         file.display()
     ))?;
 
+    // In a folder of an earlier demo there are events already.
+    demo.caught_up().await?;
     let mut clicks = Clicks::new();
     let ends = demo.publish(&mut clicks, LOAD).await?;
     let before = demo.answer(&ends).await?;
-    // In a folder of an earlier demo there were some before.
-    let events: i64 = ends.as_object().into_iter().flatten().filter_map(|(_, end)| end.as_i64()).sum();
+    let partitions = meta(&before)["partitions"].as_object().into_iter().flatten();
+    let events: i64 = partitions.filter_map(|(_, partition)| partition["position"].as_i64()).sum();
     let parts = match meta(&before)["generation"].as_u64() {
         None | Some(0) => "the speed layer alone".to_owned(),
         Some(generation) => format!("generation {generation} and what came since"),
@@ -206,6 +208,19 @@ struct Demo {
 }
 
 impl Demo {
+    /// Waits until what the log had at the start is in the answers.
+    async fn caught_up(&self) -> Result<()> {
+        let deadline = clock::Instant::now() + WAIT;
+        loop {
+            let answer = self.http.get(format!("{}/readyz", self.url)).send().await?;
+            if answer.status().is_success() {
+                return Ok(());
+            }
+            ensure!(clock::Instant::now() < deadline, "not ready: {}", answer.text().await?);
+            clock::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Publishes generated events; answers the offsets behind them.
     async fn publish(&self, clicks: &mut Clicks, count: usize) -> Result<Value> {
         let body: String = (0..count).map(|_| format!("{}\n", clicks.event())).collect();
