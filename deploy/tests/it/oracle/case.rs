@@ -61,6 +61,8 @@ pub(crate) fn run(seed: u64, trial: &Trial<'_>) -> Outcome {
 struct Case<'a> {
     trial: Trial<'a>,
     random: StdRng,
+    /// Of the processes of a case whose roles are apart, the one that is replaced next.
+    next_replaced: usize,
     generator: Generator,
     format: Format,
     stream: String,
@@ -142,6 +144,7 @@ impl<'a> Case<'a> {
         Self {
             trial,
             random,
+            next_replaced: usize::try_from(seed).unwrap_or_default(),
             generator: Generator::new(seed, partitions, format),
             format,
             stream,
@@ -277,7 +280,9 @@ impl<'a> Case<'a> {
 
     /// Ends one process and starts it again, while the others go on.
     fn replace_one(&mut self) {
-        let (number, kill) = (self.random.random_range(0..Roles::COUNT), self.random.random_bool(0.7));
+        // In turn, so that a few cases come by all of them.
+        let (number, kill) = (self.next_replaced % Roles::COUNT, self.random.random_bool(0.7));
+        self.next_replaced += 1;
         self.harvest();
         (self.started_at, self.moving) = (self.log.ends(), true);
         let config = self.config();
