@@ -216,8 +216,8 @@ fn a_login_that_cannot_succeed_is_wrong() {
     wrong(
         &sasl("sasl.mechanism = \"PLAIN\"\nsasl.password = \"\""),
         &[
-            "4:6: `sasl.mechanism` needs `sasl.username` in [kafka], and that is not set",
             "4:6: `sasl.mechanism` needs `sasl.password` in [kafka], and that is not set",
+            "4:6: `sasl.mechanism` needs `sasl.username` in [kafka], and that is not set",
         ],
     );
 }
