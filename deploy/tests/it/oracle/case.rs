@@ -61,8 +61,6 @@ pub(crate) fn run(seed: u64, trial: &Trial<'_>) -> Outcome {
 struct Case<'a> {
     trial: Trial<'a>,
     random: StdRng,
-    /// Of the processes of a case whose roles are apart, the one that is replaced next.
-    next_replaced: usize,
     generator: Generator,
     format: Format,
     stream: String,
@@ -144,7 +142,6 @@ impl<'a> Case<'a> {
         Self {
             trial,
             random,
-            next_replaced: usize::try_from(seed).unwrap_or_default(),
             generator: Generator::new(seed, partitions, format),
             format,
             stream,
@@ -280,9 +277,7 @@ impl<'a> Case<'a> {
 
     /// Ends one process and starts it again, while the others go on.
     fn replace_one(&mut self) {
-        // In turn, so that a few cases come by all of them.
-        let (number, kill) = (self.next_replaced % Roles::COUNT, self.random.random_bool(0.7));
-        self.next_replaced += 1;
+        let (number, kill) = (self.random.random_range(0..Roles::COUNT), self.random.random_bool(0.7));
         self.harvest();
         (self.started_at, self.moving) = (self.log.ends(), true);
         let config = self.config();
@@ -600,8 +595,11 @@ impl<'a> Case<'a> {
 
     /// Asks for the groups of one key, or of a range of keys.
     fn lookup(&mut self, index: usize) {
-        let (low, high) = (self.random.random_range(-3..6), self.random.random_range(-3..8));
-        let (filter, wanted, what): (_, fn(i64, i64, i64) -> bool, _) = match self.random.random_range(0..6) {
+        let low: i32 = self.random.random_range(-3..6);
+        // By a generator of its own: what else a seed brings does not depend on these.
+        let more = &mut StdRng::seed_from_u64(self.steps.len() as u64 ^ u64::from(low.unsigned_abs()));
+        let (low, high) = (i64::from(low), more.random_range(-3..8));
+        let (filter, wanted, what): (_, fn(i64, i64, i64) -> bool, _) = match more.random_range(0..6) {
             0 | 1 => (format!("k = {low}"), |k, low, _| k == low, "lookups by key"),
             2 => (format!("k >= {low} AND k < {high}"), |k, low, high| low <= k && k < high, "lookups by range"),
             3 => (format!("{low} < k AND k <= {high}"), |k, low, high| low < k && k <= high, "lookups by range"),
