@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use arrow::compute::{cast, concat_batches};
+use arrow::compute::{CastOptions, cast_with_options, concat_batches};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
@@ -12,6 +12,7 @@ use datafusion::execution::context::SessionContext;
 use datafusion::prelude::{CsvReadOptions, JsonReadOptions, ParquetReadOptions};
 use sha2::{Digest, Sha256};
 
+use crate::columns::sql_type;
 use crate::config::TableConfig;
 use crate::paths;
 use crate::record::timestamp_type;
@@ -31,6 +32,8 @@ pub enum Error {
         "table `{table}`: column `{column}` has the type {data_type}, which views cannot hold: declare the table's columns"
     )]
     UnsupportedType { table: String, column: String, data_type: Box<DataType> },
+    #[error("table `{table}`: column `{column}` holds what is no {data_type}: {message}")]
+    Unfit { table: String, column: String, data_type: String, message: String },
     #[error("table `{table}`: the copy under content hash {hash} is missing or damaged in the storage: {message}")]
     Copy { table: String, hash: String, message: String },
     #[error(transparent)]
@@ -50,11 +53,17 @@ pub async fn read(config: &TableConfig) -> Result<DimensionTable, Error> {
     let ending = path.trim_end_matches(".gz").rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
     let frame = match ending.as_str() {
         "csv" => {
-            let mut options = CsvReadOptions::new().has_header(true).schema_infer_max_records(10_000);
-            if let Some(schema) = &config.columns {
-                options = options.schema(schema);
+            let options = CsvReadOptions::new().has_header(true).schema_infer_max_records(10_000);
+            match &config.columns {
+                None => context.read_csv(config.url.as_str(), options).await,
+                // SUBTLE: a reader that is given a schema takes columns by their place, whatever the header calls them.
+                Some(declared) => {
+                    let header = context.read_csv(config.url.as_str(), options.clone()).await;
+                    let header = header.map_err(|e| fail(e.to_string()))?;
+                    let schema = in_order_of(header.schema().as_arrow(), declared).map_err(fail)?;
+                    context.read_csv(config.url.as_str(), options.schema(&schema)).await
+                }
             }
-            context.read_csv(config.url.as_str(), options).await
         }
         "json" | "ndjson" | "jsonl" => {
             let name = path.rsplit('/').next().unwrap_or_default();
@@ -68,7 +77,15 @@ pub async fn read(config: &TableConfig) -> Result<DimensionTable, Error> {
         "parquet" => context.read_parquet(config.url.as_str(), ParquetReadOptions::default()).await,
         _ => return Err(Error::UnknownFormat { table: config.name.clone(), url: config.url.to_string() }),
     };
-    let frame = frame.map_err(|e| fail(e.to_string()))?;
+    let mut frame = frame.map_err(|e| fail(e.to_string()))?;
+    if let Some(declared) = &config.columns {
+        let found = frame.schema().as_arrow();
+        if let Some(missing) = declared.fields().iter().find(|field| found.index_of(field.name()).is_err()) {
+            return Err(fail(no_column(missing.name(), found)));
+        }
+        let names = declared.fields().iter().map(|field| datafusion::logical_expr::ident(field.name()));
+        frame = frame.select(names).map_err(|e| fail(e.to_string()))?;
+    }
     let schema = Arc::new(frame.schema().as_arrow().clone());
     let batches = frame.collect().await.map_err(|e| fail(e.to_string()))?;
     let batch = concat_batches(&schema, &batches).map_err(|e| fail(e.to_string()))?;
@@ -145,16 +162,37 @@ fn normalize(table: &str, batch: &RecordBatch, declared: Option<&SchemaRef>) -> 
                 data_type: Box::new(field.data_type().clone()),
             })?,
         };
-        let cast = cast(column, &wanted).map_err(|_| Error::UnsupportedType {
+        // SUBTLE: the other kind of cast makes NULL of what does not fit.
+        let options = CastOptions { safe: false, ..CastOptions::default() };
+        let cast = cast_with_options(column, &wanted, &options).map_err(|error| Error::Unfit {
             table: table.to_owned(),
             column: field.name().clone(),
-            data_type: Box::new(field.data_type().clone()),
+            data_type: sql_type(&wanted),
+            message: error.to_string(),
         })?;
         let nullable = cast.null_count() > 0 || field.is_nullable();
         fields.push(Field::new(field.name(), wanted, nullable));
         columns.push(cast);
     }
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("built from its own columns"))
+}
+
+/// The declared columns in the order of a file's header; what is not declared as it is.
+fn in_order_of(header: &Schema, declared: &Schema) -> Result<Schema, String> {
+    if let Some(missing) = declared.fields().iter().find(|field| header.index_of(field.name()).is_err()) {
+        return Err(no_column(missing.name(), header));
+    }
+    let text = |name: &str| Arc::new(Field::new(name, DataType::Utf8, true));
+    let of_header = |field: &Arc<Field>| match declared.index_of(field.name()) {
+        Ok(index) => Arc::clone(&declared.fields()[index]),
+        Err(_) => text(field.name()),
+    };
+    Ok(Schema::new(header.fields().iter().map(of_header).collect::<Vec<_>>()))
+}
+
+fn no_column(name: &str, found: &Schema) -> String {
+    let names: Vec<String> = found.fields().iter().map(|field| format!("`{}`", field.name())).collect();
+    format!("it has no column `{name}`, only {}", names.join(", "))
 }
 
 fn nearest(data_type: &DataType) -> Option<DataType> {
@@ -174,4 +212,49 @@ fn nearest(data_type: &DataType) -> Option<DataType> {
         DataType::Null => DataType::Utf8,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{AsArray, Int64Array};
+    use parquet::arrow::ArrowWriter;
+    use url::Url;
+
+    use super::*;
+
+    fn config(dir: &std::path::Path, file: &str, columns: &[(&str, DataType)]) -> TableConfig {
+        let fields: Vec<Field> = columns.iter().map(|(name, t)| Field::new(*name, t.clone(), true)).collect();
+        let url = Url::from_file_path(dir.join(file)).unwrap();
+        TableConfig { name: "t".to_owned(), url, columns: Some(Arc::new(Schema::new(fields))) }
+    }
+
+    #[tokio::test]
+    async fn declared_columns_are_found_by_the_names_of_the_header() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("t.csv"), "name,more,code\nZurich,1,ZRH\nGeneva,2,GVA\n").unwrap();
+        let columns = [("code", DataType::Utf8), ("name", DataType::Utf8)];
+        let table = read(&config(dir.path(), "t.csv", &columns)).await.unwrap();
+        let names: Vec<_> = table.schema.fields().iter().map(|f| f.name().as_str()).collect();
+        assert_eq!(names, ["code", "name"]);
+        assert_eq!(table.batches[0].column(0).as_string::<i32>().value(0), "ZRH");
+        assert_eq!(table.batches[0].column(1).as_string::<i32>().value(1), "Geneva");
+        let missing = config(dir.path(), "t.csv", &[("kode", DataType::Utf8)]);
+        let error = read(&missing).await.unwrap_err().to_string();
+        assert!(error.ends_with("it has no column `kode`, only `name`, `more`, `code`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_value_that_does_not_fit_its_declared_type_is_an_error_not_null() {
+        let dir = tempfile::tempdir().unwrap();
+        let n = Arc::new(Int64Array::from(vec![1, 5_000_000_000])) as _;
+        let batch = RecordBatch::try_from_iter([("n", n)]).unwrap();
+        let file = std::fs::File::create(dir.path().join("t.parquet")).unwrap();
+        let mut writer = ArrowWriter::try_new(file, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        let error = read(&config(dir.path(), "t.parquet", &[("n", DataType::Int32)])).await.unwrap_err().to_string();
+        assert!(error.contains("column `n` holds what is no INT") && error.contains("5000000000"), "{error}");
+        let wide = read(&config(dir.path(), "t.parquet", &[("n", DataType::Int64)])).await.unwrap();
+        assert_eq!(wide.batches[0].num_rows(), 2);
+    }
 }
