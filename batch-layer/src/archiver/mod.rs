@@ -77,7 +77,7 @@ pub enum Error {
 pub struct Handle {
     archived_until: watch::Receiver<OffsetVector>,
     state: watch::Receiver<State>,
-    flush: watch::Sender<OffsetVector>,
+    flush: watch::Sender<Vec<OffsetVector>>,
 }
 
 /// The archiver has ended before it reached the offsets.
@@ -102,10 +102,17 @@ impl Handle {
     /// Asks for a commit as soon as `cut` has been read, instead of at the end of the commit interval.
     pub fn flush_to(&self, cut: &OffsetVector) {
         let cut = without_beginnings(cut);
-        self.flush.send_if_modified(|wanted| {
-            let joined = wanted.join(&cut);
-            let more = joined != *wanted;
-            *wanted = joined;
+        let archived = self.archived_until.borrow().clone();
+        self.flush.send_if_modified(|wishes| {
+            wishes.retain(|wish| !archived.covers(wish));
+            let more = !archived.covers(&cut) && !wishes.contains(&cut);
+            if more {
+                // Some may never come true.
+                if wishes.len() == MAX_WISHES {
+                    wishes.remove(0);
+                }
+                wishes.push(cut);
+            }
             more
         });
     }
@@ -126,6 +133,9 @@ impl Handle {
     }
 }
 
+/// Offsets that are waited for at a time; older ones then wait for the end of the commit interval.
+const MAX_WISHES: usize = 256;
+
 /// Without the partitions that stand at offset 0: below it there is nothing to archive, so they may stay absent for ever.
 fn without_beginnings(cut: &OffsetVector) -> OffsetVector {
     cut.iter().filter(|(_, offset)| *offset > Offset(0)).collect()
@@ -141,7 +151,7 @@ pub struct Archiver {
     origins: OffsetVector,
     archived_until: watch::Sender<OffsetVector>,
     state: watch::Sender<State>,
-    flush: watch::Receiver<OffsetVector>,
+    flush: watch::Receiver<Vec<OffsetVector>>,
     /// What failed last and has not succeeded since.
     failed: Option<Step>,
 }
@@ -184,7 +194,7 @@ impl Archiver {
     ) -> (Self, Handle) {
         let (archived_until, archived_until_receiver) = watch::channel(OffsetVector::new());
         let (state, state_receiver) = watch::channel(State::Starting);
-        let (flush_sender, flush) = watch::channel(OffsetVector::new());
+        let (flush_sender, flush) = watch::channel(Vec::new());
         let handle = Handle { archived_until: archived_until_receiver, state: state_receiver, flush: flush_sender };
         (Self { options, dataset, source, losses, origins, archived_until, state, flush, failed: None }, handle)
     }
@@ -372,11 +382,11 @@ impl Archiver {
     /// Reads until a commit is due.
     async fn fill(&mut self, buffer: &mut Buffer, reader: &mut dyn Reader, shutdown: &CancellationToken) -> Filled {
         loop {
-            let wanted = self.flush.borrow_and_update().clone();
+            let wishes = self.flush.borrow_and_update().clone();
             let deadline = buffer.since().map(|since| since + self.options.commit_interval);
             if buffer.bytes() >= self.options.target_file_size_bytes
                 || deadline.is_some_and(|deadline| deadline <= Instant::now())
-                || buffer.completes(&wanted)
+                || wishes.iter().any(|wish| buffer.completes(wish))
             {
                 return Filled::Due;
             }

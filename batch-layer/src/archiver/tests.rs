@@ -244,6 +244,18 @@ async fn a_builder_need_not_wait_for_the_interval() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_in_vain_keeps_no_other_from_being_heard() {
+    let storage = Storage::memory();
+    let records = Records::until(50);
+    let archiver = Running::start(patient(), &open(&storage).await, Arc::new(TestSource(Arc::clone(&records))));
+    archiver.handle.flush_to(&[(99, 1)].into());
+    archiver.handle.flush_to(&[(0, 1_000_000)].into());
+    let wanted = [(0, 30), (1, 40)].into();
+    tokio::time::timeout(PATIENCE, archiver.handle.reach(&wanted)).await.expect("in time").unwrap();
+    archiver.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn below_its_origin_a_partition_has_nothing_to_archive() {
     let dataset = open(&Storage::memory()).await;
     let records = Records::until(9);
