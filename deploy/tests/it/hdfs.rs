@@ -173,7 +173,8 @@ fn on_hdfs_the_program_is_killed_and_its_namenode_too_and_answers_stay_the_truth
         world.check(&running, "a build through the NameNode's restart");
     }
 
-    // All files have a replica on either DataNode: what is being written when one stops is written anew.
+    // What is being written when a DataNode stops is written anew; all else has a replica on either.
+    world.hdfs().wait_until_replicated().expect("it replicates");
     world.hdfs().daemons()[DATANODE].signal("STOP").expect("it can be stopped");
     world.produce();
     world.build(&running, "refresh");

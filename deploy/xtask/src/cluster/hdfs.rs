@@ -59,6 +59,15 @@ impl Hdfs {
         })
     }
 
+    /// Waits until it is ready and every block has as many replicas as it is to have: then any one DataNode may go.
+    pub fn wait_until_replicated(&mut self) -> Result<()> {
+        self.wait_until_ready()?;
+        let http = &self.http;
+        patience::until("each block of HDFS has all its replicas", || {
+            Ok(all_replicated(http).is_ok_and(|all| all).then_some(()))
+        })
+    }
+
     /// `hdfs://host:port`
     pub fn url(&self) -> String {
         format!("hdfs://{}", self.daemons[0].address())
@@ -106,16 +115,24 @@ impl Hdfs {
 
 /// How many DataNodes the NameNode knows to be alive; `None` while it is in safe mode.
 fn live_datanodes(http: &str) -> Result<Option<usize>> {
-    let bean = |name: &str| -> Result<Value> {
-        let answer = get_json(http, &format!("/jmx?qry=Hadoop:service=NameNode,name={name}"))?;
-        // Missing until that part of the NameNode has started.
-        answer["beans"].get(0).cloned().with_context(|| format!("{name} is not there yet"))
-    };
-    if bean("NameNodeInfo")?["Safemode"] != "" {
+    if bean(http, "NameNodeInfo")?["Safemode"] != "" {
         return Ok(None);
     }
-    let live = bean("FSNamesystemState")?["NumLiveDataNodes"].as_u64().context("NumLiveDataNodes")?;
+    let live = bean(http, "FSNamesystemState")?["NumLiveDataNodes"].as_u64().context("NumLiveDataNodes")?;
     Ok(Some(usize::try_from(live)?))
+}
+
+/// Whether every DataNode has reported its blocks since the NameNode's start, and no block lacks a replica.
+fn all_replicated(http: &str) -> Result<bool> {
+    let state = bean(http, "FSNamesystemState")?;
+    let counts = ["NumStaleDataNodes", "NumStaleStorages", "UnderReplicatedBlocks", "PendingReplicationBlocks"];
+    Ok(counts.iter().all(|name| state[name] == 0))
+}
+
+fn bean(http: &str, name: &str) -> Result<Value> {
+    let answer = get_json(http, &format!("/jmx?qry=Hadoop:service=NameNode,name={name}"))?;
+    // Missing until that part of the NameNode has started.
+    answer["beans"].get(0).cloned().with_context(|| format!("{name} is not there yet"))
 }
 
 /// The ports and folders of an HDFS before it runs.
@@ -181,6 +198,7 @@ impl Plan {
             // A dead DataNode is one that was silent for 2 * recheck + 10 * heartbeat = 14 s.
             ("dfs.heartbeat.interval", "1"),
             ("dfs.namenode.heartbeat.recheck-interval", "2000"),
+            ("dfs.namenode.redundancy.interval.seconds", "1"),
             ("dfs.namenode.stale.datanode.interval", "3000"),
             ("dfs.namenode.avoid.read.stale.datanode", "true"),
             ("dfs.namenode.avoid.write.stale.datanode", "true"),

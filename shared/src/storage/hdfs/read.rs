@@ -18,6 +18,9 @@ use crate::clock;
 
 /// How often reading goes on with the locations of that moment before it gives up, and how long it waits before.
 const RESUMPTIONS: u32 = 4;
+/// How long the first DataNodes may take for the next bytes; each time twice as long, up to the limit of a call. One that
+/// has stopped answering costs no more than that: the NameNode may name another first.
+const FIRST_PATIENCE: Duration = Duration::from_secs(4);
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 
 /// A file that was opened: where its blocks are.
@@ -97,7 +100,7 @@ impl Reading {
             }
             let connection = Arc::clone(&self.file.connection);
             let chunks = self.chunks.get_or_insert_with(|| self.file.chunks(&self.range));
-            let limit = connection.limit();
+            let limit = connection.limit().min(FIRST_PATIENCE * 2_u32.pow(self.failures));
             let failure = match connection.within(limit, "read the file", &self.file.path, chunks.try_next()).await {
                 Ok(Some(chunk)) => {
                     self.range.start += chunk.len() as u64;
