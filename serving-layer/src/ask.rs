@@ -129,7 +129,7 @@ impl Serving {
             }
             _ => error,
         })?;
-        let collected = tokio::time::timeout_at(ask.deadline, engine.collect(Some(turn), state, plan)).await;
+        let collected = tokio::time::timeout_at(ask.deadline, engine.collect(turn, state, plan)).await;
         let late = || {
             let mut error = Error::new(Code::Timeout, "the query took longer than its timeout_ms");
             error.position =

@@ -200,7 +200,7 @@ impl Engine {
     /// back when it has ended.
     pub(crate) async fn collect(
         &self,
-        turn: Option<Turn>,
+        turn: Turn,
         state: SessionState,
         plan: LogicalPlan,
     ) -> std::result::Result<Rows, Failure> {

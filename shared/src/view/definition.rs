@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::common::ScalarValue;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, LogicalPlan};
 use sha2::{Digest, Sha256};
 
 use super::plans::Shape;
@@ -38,6 +39,7 @@ pub struct Definition {
 pub(crate) fn definition(inputs: &DefinitionInputs<'_>) -> Definition {
     let DefinitionInputs { shape, config, stream, columns, uses_late, tables } = inputs;
     let mut lines = vec!["watershed view definition 1".to_string(), shape.plan.display_indent().to_string()];
+    lines.extend(cut_short(&shape.plan));
     for field in shape.plan.schema().fields() {
         lines.push(format!("output {} {} {}", field.name(), field.data_type(), nullability(field.is_nullable())));
     }
@@ -70,15 +72,58 @@ pub(crate) fn definition(inputs: &DefinitionInputs<'_>) -> Definition {
         lines.push("state place 1".to_string());
     }
     let text = lines.join("\n");
-    let mut hash = String::new();
-    for byte in Sha256::digest(text.as_bytes()) {
-        write!(hash, "{byte:02x}").expect("a string takes everything");
-    }
-    Definition { text, hash: DefinitionHash::new(hash) }
+    let hash = DefinitionHash::new(hex(&Sha256::digest(text.as_bytes())));
+    Definition { text, hash }
 }
 
 fn nullability(nullable: bool) -> &'static str {
     if nullable { "NULL" } else { "NOT NULL" }
+}
+
+/// Rows of VALUES that the text of a plan shows.
+const ROWS_SHOWN: usize = 5;
+/// Bytes of a binary literal that the text of a plan shows.
+const BYTES_SHOWN: usize = 10;
+
+/// What the text of `plan` leaves out: the end of long VALUES and of long binary literals, subqueries included.
+fn cut_short(plan: &LogicalPlan) -> Vec<String> {
+    let mut lines = Vec::new();
+    let walked = plan.apply_with_subqueries(|node| {
+        if let LogicalPlan::Values(values) = node
+            && values.values.len() > ROWS_SHOWN
+        {
+            for row in &values.values {
+                let row: Vec<String> = row.iter().map(ToString::to_string).collect();
+                lines.push(format!("values ({})", row.join(", ")));
+            }
+        }
+        node.apply_expressions(|expr| {
+            expr.apply(|expr| {
+                if let Expr::Literal(
+                    ScalarValue::Binary(Some(bytes))
+                    | ScalarValue::LargeBinary(Some(bytes))
+                    | ScalarValue::BinaryView(Some(bytes))
+                    | ScalarValue::FixedSizeBinary(_, Some(bytes)),
+                    _,
+                ) = expr
+                    && bytes.len() > BYTES_SHOWN
+                {
+                    lines.push(format!("literal {}", hex(bytes)));
+                }
+                Ok(TreeNodeRecursion::Continue)
+            })
+        })
+    });
+    debug_assert!(walked.is_ok(), "the closure does not fail");
+    lines
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        write!(text, "{byte:02x}").expect("a string takes everything");
+    }
+    text
 }
 
 /// The names of the dimension tables that `plan` reads, subqueries included.

@@ -34,6 +34,7 @@ mod tests;
 mod total_order;
 mod trace;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
@@ -57,6 +58,7 @@ use crate::names::DefinitionHash;
 use crate::run::EventError;
 use evaluate::{ReusedPlan, SourceTable, run_over};
 use plans::Shape;
+use states::AggregateCall;
 
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -80,6 +82,7 @@ pub struct CompiledView {
     state_schema: SchemaRef,
     output_schema: SchemaRef,
     key_columns: Vec<(String, usize)>,
+    sketched_columns: BTreeSet<String>,
     context: SessionContext,
     task: Arc<TaskContext>,
     /// Compiled once, run with new batches each time.
@@ -117,6 +120,7 @@ impl CompiledView {
         let merge = ReusedPlan::new(physical(shape.merge_plan(Arc::clone(&source), false)?).await?);
         let finalize = physical(shape.served_plan(source, None)?).await?;
         let key_columns = key_columns(&shape);
+        let sketched_columns = sketched_columns(&shape);
         let task = context.task_ctx();
         Ok(Self {
             name,
@@ -128,6 +132,7 @@ impl CompiledView {
             state_schema,
             output_schema,
             key_columns,
+            sketched_columns,
             context,
             task,
             states,
@@ -195,6 +200,13 @@ impl CompiledView {
     /// there are grouping sets, and for row views.
     pub fn key_columns(&self) -> &[(String, usize)] {
         &self.key_columns
+    }
+
+    /// The names of the output columns that quantile sketches decide: they depend on how events were split into runs,
+    /// within the sketch's error. Of a column that is computed across groups it is not known, so it is one if the view
+    /// has any sketch.
+    pub fn sketched_columns(&self) -> &BTreeSet<String> {
+        &self.sketched_columns
     }
 
     /// The key column of the states that `retain` is about; groups whose key lies below the bound are hidden by
@@ -343,4 +355,23 @@ fn key_columns(shape: &Shape) -> Vec<(String, usize)> {
             key_of(field.name(), Expr::Column(Column::new(qualifier.cloned(), field.name())))
         })
         .collect()
+}
+
+/// See [`CompiledView::sketched_columns`].
+fn sketched_columns(shape: &Shape) -> BTreeSet<String> {
+    let is_sketch = |call: &AggregateCall| matches!(call.supported.name, "approx_percentile_cont" | "approx_median");
+    if !shape.calls.iter().any(|call| is_sketch(call)) {
+        return BTreeSet::new();
+    }
+    let aggregate = shape.at_split().schema();
+    let sketched = |column: &Column| {
+        let call = aggregate.maybe_index_of_column(column)?.checked_sub(shape.key_count())?;
+        shape.calls.get(call).filter(|call| is_sketch(call))
+    };
+    let columns = shape.plan.schema().iter().filter(|(qualifier, field)| {
+        let column = Expr::Column(Column::new(qualifier.cloned(), field.name()));
+        let traced = trace::trace_down(&column, &shape.plan, &shape.to_split);
+        traced.is_none_or(|expr| expr.column_refs().into_iter().any(|column| sketched(column).is_some()))
+    });
+    columns.map(|(_, field)| field.name().clone()).collect()
 }

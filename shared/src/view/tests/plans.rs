@@ -111,6 +111,32 @@ fn key_columns_are_those_that_are_exactly_keys() {
 }
 
 #[test]
+fn nothing_of_a_long_constant_is_left_out_of_the_definition() {
+    let hash = |sql: &str| compile(sql, "").definition().clone();
+    let values = |last: i32| {
+        format!(
+            "SELECT l, count(*) FROM s JOIN (VALUES (1), (2), (3), (4), (5), ({last})) AS m(l) ON s.i = m.l GROUP BY l"
+        )
+    };
+    assert_ne!(hash(&values(6)), hash(&values(7)));
+    assert_eq!(hash(&values(6)), hash(&values(6)));
+    let bytes = |last: &str| {
+        format!("SELECT k, count(*) FROM s WHERE CAST(k AS BYTEA) = X'000102030405060708090a{last}' GROUP BY k")
+    };
+    assert_ne!(hash(&bytes("01")), hash(&bytes("02")));
+}
+
+#[test]
+fn columns_of_sketches_are_known() {
+    let sketched = |sql: &str| compile(sql, "").sketched_columns().iter().cloned().collect::<Vec<_>>();
+    assert_eq!(sketched(HOURLY), Vec::<String>::new());
+    let sql = "SELECT k, count(*) AS n, approx_median(i) + 1 AS m, sum(i) AS t FROM s GROUP BY k";
+    assert_eq!(sketched(sql), ["m"]);
+    let windowed = "SELECT k, count(*) AS n, approx_median(i) AS m, rank() OVER (ORDER BY approx_median(i), k) AS r FROM s GROUP BY k";
+    assert_eq!(sketched(windowed), ["k", "m", "n", "r"], "across groups it is not known");
+}
+
+#[test]
 fn the_report_warns_of_states_that_grow() {
     let view = compile("SELECT k, median(i) AS m, count(*) AS c, count(DISTINCT n) AS d FROM s GROUP BY k", "");
     let report = view.report();
