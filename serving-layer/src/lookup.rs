@@ -48,8 +48,11 @@ impl Serving {
         if ask.min_complete && !meta.complete {
             return Ok(None);
         }
-        let _turn = Engine::until(ask.deadline, self.inner.engine.turn()).await?;
-        let found = self.inner.engine.on_threads("lookup", async move { find(&answer, &bounds).await });
+        let turn = Engine::until(ask.deadline, self.inner.engine.turn()).await?;
+        let found = self.inner.engine.on_threads("lookup", async move {
+            let _turn = turn;
+            find(&answer, &bounds).await
+        });
         let found = tokio::time::timeout_at(ask.deadline, found).await;
         let mut rows =
             match found.map_err(|_| Error::new(Code::Timeout, "the lookup took longer than its timeout_ms"))? {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use warp::http::StatusCode;
 use warp::reply::Response;
+use watershed_shared::config::Format;
 use watershed_shared::log::ProduceErrorKind;
 use watershed_shared::offsets::OffsetVector;
 
@@ -19,7 +20,7 @@ struct Accepted {
 
 pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Result<Response> {
     Params::parse(&request.query, &[])?;
-    let blank_lines = request.serving.stream(&stream)?.config.format == watershed_shared::config::Format::Text;
+    let blank_lines = request.serving.stream(&stream)?.config.format == Format::Text;
     let ingest = &request.serving.inner.input.ingest;
     let (places, records) = lines(&body, blank_lines);
     let limit = ingest.max_record_bytes();

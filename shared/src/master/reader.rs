@@ -1,4 +1,5 @@
-//! Reading data files for the engine: with its cache of footers, and so that a missing file is known as one.
+//! Reading data files for the engine: with its cache of footers, and so that a missing file and a storage that is away are
+//! known as what they are.
 
 use std::fmt;
 use std::ops::Range;
@@ -74,15 +75,15 @@ impl AsyncFileReader for Reader {
         options: Option<&'a ArrowReaderOptions>,
     ) -> BoxFuture<'a, Result<Arc<ParquetMetaData>>> {
         async move {
-            let error = match self.inner.get_metadata(options).await {
-                Ok(metadata) => return Ok(metadata),
-                Err(error) => error,
-            };
-            // The engine keeps only the text of what went wrong here: ask again.
-            match self.store.head(&self.location).await {
-                Err(missing @ object_store::Error::NotFound { .. }) => Err(ParquetError::External(Box::new(missing))),
-                Ok(_) | Err(_) => Err(error),
+            if let Ok(metadata) = self.inner.get_metadata(options).await {
+                return Ok(metadata);
             }
+            // The engine keeps only the text of what went wrong here: ask the storage itself.
+            if let Err(said) = self.store.head(&self.location).await {
+                return Err(ParquetError::External(Box::new(said)));
+            }
+            // It is there now. What fails still is the file.
+            self.inner.get_metadata(options).await
         }
         .boxed()
     }
