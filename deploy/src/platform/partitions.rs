@@ -1,5 +1,6 @@
 //! The partitions of a stream's topic, with the log's start of the moment in which each was first seen.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,7 @@ pub(super) async fn open_topic(
             config.name,
         );
     }
+    refuse_other_decoding(&known, config)?;
     match see_partitions(client, config, register).await {
         Ok(seen) => Ok(seen),
         Err(stopped) if known.topic_id.is_some() && stands_still(&stopped) => {
@@ -76,6 +78,22 @@ pub(super) async fn open_topic(
         }
         Err(error) => Err(error),
     }
+}
+
+/// What was decoded in another way is archived, or in a delta: answers would mix the two.
+fn refuse_other_decoding(known: &StreamState, config: &StreamConfig) -> Result<()> {
+    let Some(recorded) = &known.decoding else { return Ok(()) };
+    let configured = config.decoding();
+    let keys: BTreeSet<&String> = recorded.keys().chain(configured.keys()).collect();
+    let Some(key) = keys.into_iter().find(|key| recorded.get(*key) != configured.get(*key)) else { return Ok(()) };
+    let said = |value: Option<&String>| value.map_or_else(|| "not given".to_owned(), |value| format!("`{value}`"));
+    bail!(
+        "`{key}` of stream `{stream}` is {was} since it was first started, and the configuration says {is}: its records would \
+         be decoded in two ways. Set it back under [stream.{stream}], or declare a new stream",
+        stream = config.name,
+        was = said(recorded.get(key)),
+        is = said(configured.get(key)),
+    );
 }
 
 fn is_unreachable(error: &anyhow::Error) -> bool {
@@ -102,6 +120,7 @@ async fn see_partitions(client: &LogClient, config: &StreamConfig, register: &Re
                 topic_id: topic.topic_id.clone(),
                 origins: starts.clone(),
                 shards: Some(config.shards),
+                decoding: Some(config.decoding()),
             };
             let next = match state.apply(&event) {
                 Err(Rejected::TopicReplaced { recorded, found }) => {
@@ -119,6 +138,8 @@ async fn see_partitions(client: &LogClient, config: &StreamConfig, register: &Re
         return Err(replaced.into());
     }
     let state = decided.record().context("a stream whose topic has partitions has a record of them")?;
+    // Another process may have been the first, with another configuration.
+    refuse_other_decoding(&state.state, config)?;
     let StreamState { topic_id, origins, .. } = state.state.clone();
     Ok(Seen { topic_id, origins, starts, ends })
 }

@@ -288,6 +288,14 @@ impl Running {
         }
     }
 
+    /// The most memory that it has had resident.
+    pub(crate) fn peak_memory_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says it");
+        let kib: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number of KiB");
+        kib << 10
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("the process can be killed");

@@ -1,8 +1,10 @@
 //! Tests of the whole program.
 
 mod acls;
+mod backlog;
 mod boundary;
 mod brokers;
+mod changes;
 mod check;
 mod command_line;
 mod demo;

@@ -10,6 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use warp::Reply;
 use warp::reply::Response;
 use warp::sse::Event;
+use watershed_shared::names::DefinitionHash;
 use watershed_shared::offsets::OffsetVector;
 use watershed_shared::{clock, task};
 
@@ -29,6 +30,8 @@ const QUEUE: usize = 16;
 struct State {
     rows: BTreeMap<String, (Value, Value)>,
     position: OffsetVector,
+    /// By which they were answered.
+    definition: Option<DefinitionHash>,
 }
 
 /// What was read, in its order.
@@ -45,17 +48,18 @@ pub(super) async fn live(request: Request, view: String) -> Result<Response> {
     let select = Select { filter: params.text("where"), ..Select::default() };
     let first = read(&request, &view, &select).await?;
     let resumed = request.last_event_id.as_deref().and_then(|id| serde_json::from_str::<OffsetVector>(id).ok());
+    // SUBTLE: an id is a position, and does not say by which definition it was answered.
+    let one_definition = request.serving.view(&view)?.register.borrow().definitions.len() <= 1;
     let (sender, receiver) = mpsc::channel::<Event>(QUEUE);
     task::spawn("live", async move {
         let _permit = permit;
         let serving = request.serving.clone();
         let mut answers = serving.answers(&stream).expect("the view's stream is there");
         // Who has seen exactly this needs no snapshot.
-        if resumed.as_ref() != Some(&first.state.position) {
-            let snapshot = json!({ "rows": first.rows, "position": first.state.position });
-            if sender.send(event("snapshot", &first.state.position, &snapshot)).await.is_err() {
-                return;
-            }
+        if resumed.filter(|_| one_definition).as_ref() != Some(&first.state.position)
+            && sender.send(snapshot(&first)).await.is_err()
+        {
+            return;
         }
         let mut shown = first.state;
         let settings = &serving.inner.input.settings;
@@ -77,11 +81,21 @@ pub(super) async fn live(request: Request, view: String) -> Result<Response> {
                     continue;
                 }
             }
-            let moved = answers.borrow_and_update().views.get(&view).is_some_and(|v| v.position != shown.position);
+            let moved = answers.borrow_and_update().views.get(&view).is_some_and(|v| {
+                v.position != shown.position || Some(v.compiled.definition()) != shown.definition.as_ref()
+            });
             if !moved {
                 continue;
             }
             let next = match read(&request, &view, &select).await {
+                Ok(next) if next.state.definition != shown.definition => {
+                    // Other rows, perhaps of other columns: nothing of what was shown holds.
+                    if sender.send(snapshot(&next)).await.is_err() {
+                        return;
+                    }
+                    shown = next.state;
+                    continue;
+                }
                 Ok(next) => next.state,
                 // The connection ends; the client comes back and is told why.
                 Err(error) => {
@@ -114,9 +128,15 @@ async fn read(request: &Request, view: &str, select: &Select) -> Result<Read> {
     let bytes = bytes.map_err(|e| Error::new(Code::BadSql, e.to_string()))?;
     let rows: Vec<Value> = serde_json::from_slice(&bytes).map_err(Error::internal)?;
     let keys = key_names(&request.serving, view)?;
-    let partitions = &answer.meta.views[view].partitions;
-    let position = partitions.iter().map(|(p, m)| (*p, m.position)).collect();
-    Ok(Read { state: State { rows: keyed(&rows, &keys), position }, rows })
+    let meta = &answer.meta.views[view];
+    let position = meta.partitions.iter().map(|(p, m)| (*p, m.position)).collect();
+    let definition = Some(meta.definition.clone());
+    Ok(Read { state: State { rows: keyed(&rows, &keys), position, definition }, rows })
+}
+
+fn snapshot(read: &Read) -> Event {
+    let position = &read.state.position;
+    event("snapshot", position, &json!({ "rows": read.rows, "position": position }))
 }
 
 fn key_names(serving: &Serving, view: &str) -> Result<Vec<String>> {
@@ -170,7 +190,7 @@ mod tests {
 
     fn state(rows: Value, keys: &[&str]) -> State {
         let keys: Vec<String> = keys.iter().map(|k| (*k).to_owned()).collect();
-        State { rows: keyed(rows.as_array().unwrap(), &keys), position: [(0, 1)].into() }
+        State { rows: keyed(rows.as_array().unwrap(), &keys), position: [(0, 1)].into(), definition: None }
     }
 
     #[test]

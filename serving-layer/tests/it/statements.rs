@@ -122,7 +122,13 @@ async fn who_waits_reads_his_own_writes_from_a_stream() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nobody_waits_for_offsets_that_there_cannot_be_and_who_waits_for_an_unknown_partition_is_told() {
     let world = built().await;
-    let seen = StreamEvent::Seen { topic: "clicks".into(), topic_id: None, origins: ORIGINS.into(), shards: None };
+    let seen = StreamEvent::Seen {
+        topic: "clicks".into(),
+        topic_id: None,
+        origins: ORIGINS.into(),
+        shards: None,
+        decoding: None,
+    };
     world.stream_register.append(0, seen).await.unwrap();
     let ask = async |wait: &str| {
         let encoded = wait.replace('{', "%7B").replace('"', "%22").replace('}', "%7D");

@@ -91,6 +91,9 @@ pub enum StreamEvent {
         /// How many shards the stream has; the first record that says it decides.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         shards: Option<u32>,
+        /// How records are decoded, {key of the configuration → value}; the first record that says it decides.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        decoding: Option<BTreeMap<String, String>>,
     },
     Owned {
         ownership: Ownership,
@@ -120,6 +123,10 @@ pub struct StreamState {
     /// Fixed once it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shards: Option<u32>,
+    /// How records are decoded, {key of the configuration → value}. Fixed once it is known: what was decoded otherwise
+    /// is archived, or in a delta.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoding: Option<BTreeMap<String, String>>,
     pub losses: Vec<Loss>,
     /// The first of each partition.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -165,7 +172,7 @@ impl StreamState {
     pub fn apply(&self, event: &StreamEvent) -> Result<Self, Rejected> {
         let mut next = self.clone();
         match event {
-            StreamEvent::Seen { topic, topic_id, origins, shards } => {
+            StreamEvent::Seen { topic, topic_id, origins, shards, decoding } => {
                 if let (Some(recorded), Some(found)) = (&self.topic_id, topic_id)
                     && recorded != found
                 {
@@ -174,6 +181,7 @@ impl StreamState {
                 next.topic = Some(topic.clone());
                 next.topic_id = next.topic_id.or_else(|| topic_id.clone());
                 next.shards = next.shards.or(*shards);
+                next.decoding = next.decoding.or_else(|| decoding.clone());
                 for (partition, origin) in origins.iter() {
                     if next.origins.get(partition).is_none() {
                         next.origins.set(partition, origin);
@@ -233,8 +241,13 @@ mod tests {
 
     #[test]
     fn the_number_of_shards_is_decided_once() {
-        let seen =
-            |shards| StreamEvent::Seen { topic: "t".to_owned(), topic_id: None, origins: OffsetVector::new(), shards };
+        let seen = |shards| StreamEvent::Seen {
+            topic: "t".to_owned(),
+            topic_id: None,
+            origins: OffsetVector::new(),
+            shards,
+            decoding: None,
+        };
         let state = StreamState::default().apply(&seen(None)).unwrap().apply(&seen(Some(2))).unwrap();
         assert_eq!(state.apply(&seen(Some(3))).unwrap().shards, Some(2));
     }

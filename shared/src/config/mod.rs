@@ -207,6 +207,35 @@ pub struct StreamConfig {
     pub epoch_units: BTreeMap<String, EpochUnit>,
 }
 
+impl StreamConfig {
+    /// All besides the columns' types that decides what a record is decoded to, and its running maximum:
+    /// {key of the configuration → value}, those that are not given left out.
+    pub fn decoding(&self) -> BTreeMap<String, String> {
+        let mut keys = BTreeMap::new();
+        let mut put = |key: &str, value: String| drop(keys.insert(key.to_owned(), value));
+        match &self.format {
+            Format::Json => put("format", "json".to_owned()),
+            Format::Csv { delimiter } => {
+                put("format", "csv".to_owned());
+                put("delimiter", char::from(*delimiter).to_string());
+            }
+            Format::Text => put("format", "text".to_owned()),
+            Format::Avro => put("format", "avro".to_owned()),
+        }
+        if let Some(event_time) = &self.event_time {
+            put("event_time", event_time.clone());
+            put("max_ahead", format!("{} microseconds", self.max_ahead.as_micros()));
+        }
+        for column in &self.json_columns {
+            put(&format!("columns.{column}"), "JSON".to_owned());
+        }
+        for (column, unit) in &self.epoch_units {
+            put(&format!("epoch_units.{column}"), format!("{unit:?}").to_lowercase());
+        }
+        keys
+    }
+}
+
 /// The unit of a timestamp that comes as a number since 1970-01-01 UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]

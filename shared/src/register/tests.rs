@@ -334,7 +334,13 @@ async fn the_id_lies_within_the_start_of_the_file() {
 #[test]
 fn offsets_survive_within_tagged_events() {
     use crate::catalog::StreamEvent;
-    let event = StreamEvent::Seen { topic: "t".into(), topic_id: None, origins: [(0, 5), (3, 7)].into(), shards: None };
+    let event = StreamEvent::Seen {
+        topic: "t".into(),
+        topic_id: None,
+        origins: [(0, 5), (3, 7)].into(),
+        shards: None,
+        decoding: None,
+    };
     let text = serde_json::to_string(&event).unwrap();
     assert_eq!(serde_json::from_str::<StreamEvent>(&text).unwrap(), event);
 }
