@@ -54,21 +54,10 @@ mutants! {
 }
 
 impl Mutant {
-    /// The test of a layer that shows it, where the whole program cannot.
-    pub fn shown_by(self) -> Option<&'static str> {
-        match self {
-            // The log's own readers deliver nothing twice.
-            Self::RedeliveredTwice => {
-                Some("watershed-speed-layer: mutants::a_redelivered_batch_counted_twice_is_noticed")
-            }
-            // It takes two archivers of one stream.
-            Self::RefreshedSnapshot => Some("watershed-batch-layer: a_commit_on_a_refreshed_snapshot_is_noticed"),
-            // It takes a crash between two commits, which few of the oracle's cases come by.
-            Self::DeadLettersAfterEvents => {
-                Some("watershed-batch-layer: dead_letters_behind_their_offsets_are_noticed")
-            }
-            _ => None,
-        }
+    /// Whether it takes several processes, so that only a platform whose roles have each their own shows it.
+    pub fn is_of_roles(self) -> bool {
+        // One process has one archiver for a stream.
+        matches!(self, Self::RefreshedSnapshot)
     }
 }
 

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tokio::sync::watch;
 use watershed_shared::config::StreamConfig;
-use watershed_shared::log::{self, FeedReader, StreamFeed};
+use watershed_shared::log::{self, FeedReader, Redeliveries, StreamFeed};
 use watershed_shared::master::{self, MasterDataset, MasterSnapshot};
 use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
@@ -49,7 +49,8 @@ impl EventSource for LogAndArchive {
     async fn open(&self, from: &OffsetVector) -> Result<Box<dyn EventReader>, SourceError> {
         let feed = self.feeds.borrow().clone();
         let path = Path::Log(Box::new(feed.reader(from.clone())));
-        Ok(Box::new(Reader { inner: Arc::clone(&self.inner), feed, position: from.clone(), path }))
+        let inner = Arc::clone(&self.inner);
+        Ok(Box::new(Reader { inner, feed, position: from.clone(), path, redeliveries: Redeliveries::default() }))
     }
 
     fn log_end(&self) -> watch::Receiver<OffsetVector> {
@@ -73,6 +74,7 @@ struct Reader {
     /// Behind what was delivered.
     position: OffsetVector,
     path: Path,
+    redeliveries: Redeliveries,
 }
 
 enum Path {
@@ -101,7 +103,7 @@ impl EventReader for Reader {
                 },
             };
             self.position.advance(batch.partition, batch.range.end);
-            return Ok(batch);
+            return Ok(self.redeliveries.of(batch));
         }
     }
 }

@@ -11,6 +11,7 @@ mod lock;
 mod native;
 mod producer;
 mod raw;
+mod redelivery;
 
 pub use broker::{BrokerFile, EmbeddedBroker, QUIET_LOG_DIRECTIVES};
 pub use client::{LogClient, TopicInfo};
@@ -19,6 +20,7 @@ pub use feed::{FeedOptions, FeedReader, Seed, Seeds, SeedsError, StreamFeed};
 pub use lock::DirLock;
 pub use producer::{ProduceError, ProduceErrorKind, ProduceRecord, ProduceReport, Produced, Producer};
 pub use raw::{Health, RawReader, RawReaderOptions};
+pub use redelivery::Redeliveries;
 
 #[cfg(test)]
 mod tests;

@@ -65,6 +65,8 @@ struct Case<'a> {
     format: Format,
     stream: String,
     beginning: String,
+    /// The speed layer gets batches again.
+    redelivers: bool,
     views: Vec<View>,
     log: Log,
     running: Option<Subject>,
@@ -146,6 +148,7 @@ impl<'a> Case<'a> {
             format,
             stream,
             beginning,
+            redelivers: more.random_ratio(1, 3),
             views,
             log: Log::default(),
             running: None,
@@ -253,13 +256,19 @@ impl<'a> Case<'a> {
         self.start_with(&[]);
     }
 
-    fn start_with(&mut self, env: &[(&str, &str)]) {
-        let mut env = env.to_vec();
+    /// Of every process.
+    fn environment(&self) -> Vec<(&'static str, &'static str)> {
         // Says when a replay begins.
-        env.push(("RUST_LOG", "warn,watershed_speed_layer=info"));
-        if let Some(mutant) = self.trial.mutant {
-            env.push(("WATERSHED_MUTANT", mutant.name()));
+        let mut env = vec![("RUST_LOG", "warn,watershed_speed_layer=info")];
+        if self.redelivers {
+            env.push(("WATERSHED_REDELIVER", "1"));
         }
+        env.extend(self.trial.mutant.map(|mutant| ("WATERSHED_MUTANT", mutant.name())));
+        env
+    }
+
+    fn start_with(&mut self, env: &[(&str, &str)]) {
+        let env = [env, &self.environment()].concat();
         let config = self.config();
         (self.started_at, self.moving) = (self.log.ends(), true);
         let launch = Launch { config: &config, dir: self.dir.path(), env: &env, patience: self.trial.patience };
@@ -281,7 +290,7 @@ impl<'a> Case<'a> {
         self.harvest();
         (self.started_at, self.moving) = (self.log.ends(), true);
         let config = self.config();
-        let env = [("RUST_LOG", "warn,watershed_speed_layer=info")];
+        let env = self.environment();
         let launch = Launch { config: &config, dir: self.dir.path(), env: &env, patience: self.trial.patience };
         let Some(Subject::Roles(roles)) = &mut self.running else { panic!("the roles run") };
         let role = roles.replace(number, kill, &launch);
@@ -331,6 +340,9 @@ impl<'a> Case<'a> {
         let Some(log) = self.running.as_ref().map(Subject::log) else { return };
         if log.contains("replay begins") {
             self.after("answers after a replay");
+        }
+        if log.contains("batches are delivered again") {
+            self.after("answers after batches came again");
         }
         if log.contains("set aside") {
             self.after("answers after the delta store was set aside");

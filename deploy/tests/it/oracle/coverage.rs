@@ -13,6 +13,7 @@ const WANTED: &[&str] = &[
     "answers after a kill",
     "answers after an abort at a named point",
     "answers after a replay",
+    "answers after batches came again",
     "answers after the delta store was set aside",
     "answers after an activation",
     "answers after a change of the definition",

@@ -28,7 +28,7 @@ use crate::harness::Broker;
 pub(crate) const SEEDS: u64 = 200;
 /// Cases that run at the same time: they wait more than they compute.
 pub(crate) const AT_A_TIME: usize = 6;
-/// Of the cases whose roles are processes of their own: each is four of them.
+/// Of the cases whose roles are processes of their own: each is five of them.
 const ROLE_SEEDS: u64 = 12;
 const ROLES_AT_A_TIME: usize = 3;
 /// No step may take longer; it is far above what a busy machine needs.
@@ -42,7 +42,7 @@ fn the_served_answer_is_the_sql_over_exactly_the_events_below_its_position() {
     }
 }
 
-/// One batch process, two speed workers, one that serves; each of them may end at any time.
+/// Two batch processes, two speed workers, one that serves; each of them may end at any time.
 #[test]
 fn with_each_role_in_processes_of_its_own_it_is_the_same() {
     let coverage = run_all(seeds(ROLE_SEEDS), ROLES_AT_A_TIME, true);

@@ -8,7 +8,9 @@ use watershed_shared::clock::Instant;
 
 use crate::harness::{Client, Running};
 
-/// How many speed workers there are among the roles.
+/// How many batch processes there are among the roles: both archive every stream.
+const BATCHES: usize = 2;
+/// How many speed workers.
 const WORKERS: usize = 2;
 
 /// The processes of a case.
@@ -17,7 +19,7 @@ pub(crate) enum Subject {
     Roles(Roles),
 }
 
-/// By name: batch, serving, and the workers.
+/// By name: the batch processes, serving, and the workers.
 pub(crate) struct Roles(BTreeMap<String, Running>);
 
 /// What the processes are started with.
@@ -31,8 +33,9 @@ pub(crate) struct Launch<'a> {
 
 /// The names of the processes, in the order in which they start.
 fn names() -> Vec<String> {
+    let batches = (0..BATCHES).map(|number| format!("{BATCH}-{number}"));
     let workers = (0..WORKERS).map(|number| format!("{SPEED}-{number}"));
-    [BATCH.to_owned()].into_iter().chain(workers).chain([SERVING.to_owned()]).collect()
+    batches.chain(workers).chain([SERVING.to_owned()]).collect()
 }
 
 const BATCH: &str = "batch";
@@ -41,11 +44,7 @@ const SERVING: &str = "serving";
 
 /// The role of the process `name`.
 fn role(name: &str) -> &'static str {
-    match name {
-        BATCH => BATCH,
-        SERVING => SERVING,
-        _ => SPEED,
-    }
+    [BATCH, SPEED, SERVING].into_iter().find(|role| name.starts_with(role)).expect("a name begins with its role")
 }
 
 impl Launch<'_> {
@@ -133,7 +132,7 @@ impl Subject {
 
 impl Roles {
     /// How many processes there are.
-    pub(crate) const COUNT: usize = WORKERS + 2;
+    pub(crate) const COUNT: usize = BATCHES + WORKERS + 1;
 
     /// Ends a process, by a kill or in good order, and starts it again. Answers its role.
     pub(crate) fn replace(&mut self, number: usize, kill: bool, launch: &Launch<'_>) -> &'static str {
