@@ -176,6 +176,10 @@ impl<'a> Case<'a> {
             self.step();
             self.check();
         }
+        if self.trial.roles {
+            self.replace_one();
+            self.check();
+        }
         self.end();
     }
 
@@ -278,6 +282,9 @@ impl<'a> Case<'a> {
             self.await_quiet();
         }
         for view in &mut self.views {
+            if self.trial.roles {
+                view.may_fall_back();
+            }
             if view.started() {
                 self.coverage.count("superseded definitions that stayed away", 1);
             }
@@ -304,6 +311,7 @@ impl<'a> Case<'a> {
             "speed" => self.after("answers after a worker was replaced"),
             _ => {
                 self.views.iter_mut().for_each(View::asked_elsewhere);
+                self.views.iter_mut().for_each(View::may_fall_back);
                 self.after("answers after a serving process was replaced");
             }
         }

@@ -38,6 +38,9 @@ pub(crate) struct View {
     known: BTreeSet<Variant>,
     /// Those that may answer now: more than one only while a build is under way, or was when the process died.
     possible: BTreeSet<Variant>,
+    /// That of the generation that answered last for sure, and that of the one before it.
+    active: Variant,
+    previous: Option<Variant>,
     hashes: BTreeMap<String, Variant>,
     /// The greatest position that an answer of the running process had.
     answered: BTreeMap<i32, i64>,
@@ -54,6 +57,8 @@ impl View {
             configured: first,
             known: BTreeSet::from([first]),
             possible: BTreeSet::from([first]),
+            active: first,
+            previous: None,
             hashes: BTreeMap::new(),
             answered: BTreeMap::new(),
             building: None,
@@ -100,6 +105,12 @@ impl View {
         self.caught_up = false;
     }
 
+    /// A process that answers for the first time takes the generation before the active one where the workers have a
+    /// delta for that one only: after a worker was replaced, say.
+    pub(crate) fn may_fall_back(&mut self) {
+        self.possible.extend(self.previous);
+    }
+
     /// A build of the configured definition may publish from now on.
     pub(crate) fn build_begins(&mut self) {
         self.possible.insert(self.configured);
@@ -107,6 +118,9 @@ impl View {
 
     /// The generation of a build answers.
     pub(crate) fn build_answers(&mut self) {
+        if self.active != self.configured {
+            self.previous = Some(std::mem::replace(&mut self.active, self.configured));
+        }
         self.possible = BTreeSet::from([self.configured]);
     }
 
