@@ -3,7 +3,7 @@
 //! Two owners of one shard are harmless: whoever reads deltas takes that of the newest who has caught up. So an owner who is
 //! passed by another goes on until that one has reached it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,6 +47,8 @@ pub struct Claims {
     state: watch::Receiver<Arc<StreamState>>,
     server: DeltaServer,
     held: watch::Sender<BTreeMap<u32, u64>>,
+    /// Shards that this process has held in this life, and handed over.
+    handed_over: BTreeSet<u32>,
     watched: BTreeMap<u32, Watched>,
 }
 
@@ -64,6 +66,16 @@ impl Watched {
     fn new(epoch: u64) -> Self {
         Self { epoch, since: Instant::now(), answered: Instant::now() }
     }
+}
+
+/// What this process has had of a shard in this life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Had {
+    Nothing,
+    /// It holds the shard, by the claim of this epoch.
+    Held(u64),
+    /// It has handed the shard over.
+    HandedOver,
 }
 
 /// What to do about a shard.
@@ -89,9 +101,11 @@ enum Step {
 /// | this process, an earlier life | yes | claim: the position may have gone back |
 /// | another, after this process held it | any | hand over; claim again once it is silent |
 /// | another | by name, not held in this life yet | claim |
-/// | another | automatically | watch; claim once it is silent |
+/// | another | automatically, or by name and handed over | watch; claim once it is silent |
 /// | anything else | no | leave |
-fn decide(owner: Option<&Ownership>, claim: &Claim, shard: u32, worker: &str, held: Option<u64>, silent: bool) -> Step {
+///
+/// Two who name one shard do not take turns: who has handed it over waits until the other one is gone.
+fn decide(owner: Option<&Ownership>, claim: &Claim, shard: u32, worker: &str, had: Had, silent: bool) -> Step {
     let named = match claim {
         Claim::Auto => None,
         Claim::Shards(shards) => Some(shards.contains(&shard)),
@@ -99,12 +113,12 @@ fn decide(owner: Option<&Ownership>, claim: &Claim, shard: u32, worker: &str, he
     let wanted = named.unwrap_or(true);
     match owner {
         // SUBTLE: the followed register may lag behind the claim of this process. An older owner is not handed over to.
-        _ if held.is_some_and(|held| owner.map_or(0, |owner| owner.epoch) <= held) => Step::Hold,
-        Some(owner) if held.is_some() && !owner.released && !silent => Step::HandOver,
+        _ if matches!(had, Had::Held(held) if owner.map_or(0, |owner| owner.epoch) <= held) => Step::Hold,
+        Some(owner) if matches!(had, Had::Held(_)) && !owner.released && !silent => Step::HandOver,
         _ if !wanted => Step::Leave,
         None => Step::Claim,
         Some(owner) if owner.released || owner.worker == worker => Step::Claim,
-        Some(_) if named.is_some() || silent => Step::Claim,
+        Some(_) if silent || named.is_some() && had != Had::HandedOver => Step::Claim,
         Some(_) => Step::Watch,
     }
 }
@@ -118,7 +132,7 @@ impl Claims {
         server: DeltaServer,
     ) -> Self {
         let held = watch::Sender::new(BTreeMap::new());
-        Self { options, register, state, server, held, watched: BTreeMap::new() }
+        Self { options, register, state, server, held, handed_over: BTreeSet::new(), watched: BTreeMap::new() }
     }
 
     /// The shards that are to be served, with the epoch of the claim.
@@ -153,15 +167,20 @@ impl Claims {
         let state = Arc::clone(&self.state.borrow_and_update());
         for shard in Shard::all(self.options.shards) {
             let owner = state.owners.get(&shard.number);
-            let held = self.held.borrow().get(&shard.number).copied();
+            let had = match self.held.borrow().get(&shard.number) {
+                Some(epoch) => Had::Held(*epoch),
+                None if self.handed_over.contains(&shard.number) => Had::HandedOver,
+                None => Had::Nothing,
+            };
             let silent = owner.is_some_and(|owner| self.is_silent(owner));
             let ClaimOptions { claim, worker, .. } = &self.options;
-            match decide(owner, claim, shard.number, worker, held, silent) {
+            match decide(owner, claim, shard.number, worker, had, silent) {
                 Step::Claim => self.claim(shard, owner.map_or(0, |owner| owner.epoch), silent).await,
                 Step::HandOver => {
                     let owner = owner.expect("handed over to an owner").clone();
                     if self.has_caught_up(shard, &owner).await {
                         tracing::info!(stream = self.options.stream, %shard, to = owner.worker, "handed a shard over");
+                        self.handed_over.insert(shard.number);
                         self.held.send_if_modified(|held| held.remove(&shard.number).is_some());
                     }
                 }
@@ -234,6 +253,8 @@ impl Claims {
 
 #[cfg(test)]
 mod tests {
+    use watershed_shared::storage::Storage;
+
     use super::*;
 
     fn owner(epoch: u64, worker: &str, released: bool) -> Ownership {
@@ -242,7 +263,9 @@ mod tests {
 
     #[test]
     fn a_shard_is_claimed_only_when_nobody_serves_it_or_it_is_named() {
-        let auto = |owner: Option<Ownership>, held, silent| decide(owner.as_ref(), &Claim::Auto, 0, "a", held, silent);
+        let auto = |owner: Option<Ownership>, held: Option<u64>, silent| {
+            decide(owner.as_ref(), &Claim::Auto, 0, "a", held.map_or(Had::Nothing, Had::Held), silent)
+        };
         assert_eq!(auto(None, None, false), Step::Claim);
         assert_eq!(auto(Some(owner(3, "b", false)), None, false), Step::Watch);
         assert_eq!(auto(Some(owner(3, "b", false)), None, true), Step::Claim);
@@ -255,12 +278,47 @@ mod tests {
         assert_eq!(auto(Some(owner(4, "b", false)), Some(3), true), Step::Claim, "it died before it had caught up");
         assert_eq!(auto(Some(owner(4, "b", true)), Some(3), false), Step::Claim, "it gave up before it had caught up");
 
-        let named =
-            |owner: Option<Ownership>, held| decide(owner.as_ref(), &Claim::Shards([0].into()), 0, "a", held, false);
-        assert_eq!(named(Some(owner(3, "b", false)), None), Step::Claim);
-        assert_eq!(named(Some(owner(4, "b", false)), Some(3)), Step::HandOver, "two who name it do not take turns");
+        let named = |owner: Option<Ownership>, had, silent| {
+            decide(owner.as_ref(), &Claim::Shards([0].into()), 0, "a", had, silent)
+        };
+        assert_eq!(named(Some(owner(3, "b", false)), Had::Nothing, false), Step::Claim);
+        assert_eq!(named(Some(owner(4, "b", false)), Had::Held(3), false), Step::HandOver);
+        assert_eq!(named(Some(owner(4, "b", false)), Had::HandedOver, false), Step::Watch);
+        assert_eq!(named(Some(owner(4, "b", false)), Had::HandedOver, true), Step::Claim);
+        assert_eq!(named(Some(owner(4, "b", true)), Had::HandedOver, false), Step::Claim);
         let other = Claim::Shards([1].into());
-        assert_eq!(decide(None, &other, 0, "a", None, false), Step::Leave);
-        assert_eq!(decide(Some(&owner(3, "b", false)), &other, 0, "a", None, true), Step::Leave);
+        assert_eq!(decide(None, &other, 0, "a", Had::Nothing, false), Step::Leave);
+        assert_eq!(decide(Some(&owner(3, "b", false)), &other, 0, "a", Had::Nothing, true), Step::Leave);
+    }
+
+    #[tokio::test]
+    async fn two_who_name_one_shard_do_not_take_turns() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Storage::open(&url::Url::from_directory_path(folder.path()).unwrap()).unwrap();
+        let (register, followed) =
+            (Register::<StreamState>::open(&storage, "streams", "s"), watch::Sender::new(Arc::default()));
+        let claims = |worker: &str| {
+            let options = ClaimOptions {
+                stream: "s".to_owned(),
+                shards: 1,
+                claim: Claim::Shards([0].into()),
+                owner_timeout: Duration::from_secs(3600),
+                worker: worker.to_owned(),
+                address: "127.0.0.1:1".to_owned(),
+                peers: Peers::new(None).unwrap(),
+            };
+            let server = DeltaServer::new(None, CancellationToken::new());
+            Claims::new(options, register.clone(), followed.subscribe(), server)
+        };
+        let (mut a, mut b) = (claims("a"), claims("b"));
+        for _ in 0..4 {
+            for one in [&mut a, &mut b] {
+                one.look().await;
+                followed.send_replace(Arc::new(register.state().await.unwrap()));
+            }
+        }
+        // Each has claimed it once; the second one keeps it.
+        assert_eq!(followed.borrow().owners[&0].epoch, 2);
+        assert_eq!((a.held().borrow().len(), b.held().borrow().get(&0)), (0, Some(&2)));
     }
 }
