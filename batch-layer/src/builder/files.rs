@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use arrow::array::{Int32Array, Int64Array, StringArray};
 use datafusion::common::DataFusionError;
 use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
@@ -27,7 +26,8 @@ use watershed_shared::names::{GenerationId, RunId};
 use watershed_shared::offsets::{Coverage, Cut, Offset, OffsetRange, PartitionId};
 use watershed_shared::paths;
 use watershed_shared::run::{
-    self, EventError, RunMeta, RunOptions, RunsTable, read_event_errors, write_event_errors, write_run,
+    self, EventError, RunMeta, RunOptions, RunsTable, event_errors_from_batch, read_event_errors, write_event_errors,
+    write_run,
 };
 use watershed_shared::view::{CompiledView, Kind, pinned_config};
 
@@ -297,17 +297,7 @@ async fn attach_errors(
 async fn read_errors(inner: &Inner, run: &RunMeta) -> Result<Vec<EventError>> {
     let mut errors = Vec::new();
     for batch in read_event_errors(&inner.storage, run).await? {
-        let column = |i: usize| batch.column(i).as_any();
-        let partitions = column(0).downcast_ref::<Int32Array>().context("_partition")?;
-        let offsets = column(1).downcast_ref::<Int64Array>().context("_offset")?;
-        let texts = column(2).downcast_ref::<StringArray>().context("error")?;
-        for row in 0..batch.num_rows() {
-            errors.push(EventError {
-                partition: PartitionId(partitions.value(row)),
-                offset: Offset(offsets.value(row)),
-                error: texts.value(row).to_owned(),
-            });
-        }
+        errors.extend(event_errors_from_batch(&batch)?);
     }
     Ok(errors)
 }

@@ -2,12 +2,14 @@
 //!
 //! A connection carries frames: the length of a header (4 bytes), the length of a body (8 bytes), both little-endian, the
 //! header as JSON, the body. The header is a snapshot that names its runs by id; the body holds the runs that this
-//! connection has not carried yet, each as an Arrow IPC stream of one batch. A frame without a header is a heartbeat.
+//! connection has not carried yet, each as an Arrow IPC stream of one batch of states and, if there are any, another one of
+//! the events that failed. Nothing in the header grows with the events. A frame without a header is a heartbeat.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::Schema;
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
@@ -17,13 +19,15 @@ use serde::{Deserialize, Serialize};
 use super::{DeltaRun, PartitionStatus, Reason, StreamDelta, ViewDelta};
 use crate::names::{DefinitionHash, RunId};
 use crate::offsets::{Coverage, Cut, OffsetVector, PartitionId, Position};
-use crate::run::EventError;
+use crate::run::{EventError, event_error_schema, event_errors_from_batch, event_errors_to_batch};
 
 /// Lengths in front of a header.
 const LENGTHS: usize = 4 + 8;
 /// A longer header, or a body longer than [`MAX_BODY`], is no frame of this protocol.
 const MAX_HEADER: usize = 256 << 20;
 const MAX_BODY: u64 = 64 << 30;
+/// Failed events in one batch: their texts together stay far below what one column holds.
+const ERRORS_A_BATCH: usize = 65_536;
 
 /// What came is not what this release understands.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +69,10 @@ struct HeaderView {
 struct HeaderRun {
     id: RunId,
     coverage: Coverage,
-    errors: Vec<EventError>,
+    /// Of its states in the body.
     bytes: u64,
+    /// Of its failed events behind them; 0: there are none.
+    error_bytes: u64,
 }
 
 /// One direction of a connection: the side that has the runs.
@@ -93,10 +99,19 @@ impl Encoder {
             for (hash, shown) in definitions {
                 for run in &shown.runs {
                     if named.insert(run.id.clone()) && !self.sent.contains(&run.id) {
-                        let bytes = ipc(&run.states)?;
-                        let (coverage, errors) = (run.coverage.clone(), run.errors.clone());
-                        runs.push(HeaderRun { id: run.id.clone(), coverage, errors, bytes: bytes.len() as u64 });
-                        body.push(bytes);
+                        let states = ipc(&run.states.schema(), [run.states.clone()])?;
+                        let errors = run.errors.chunks(ERRORS_A_BATCH).map(event_errors_to_batch);
+                        let errors = match run.errors.is_empty() {
+                            true => Bytes::new(),
+                            false => ipc(&event_error_schema(), errors)?,
+                        };
+                        runs.push(HeaderRun {
+                            id: run.id.clone(),
+                            coverage: run.coverage.clone(),
+                            bytes: states.len() as u64,
+                            error_bytes: errors.len() as u64,
+                        });
+                        body.extend([states, errors]);
                     }
                 }
                 let header = HeaderView {
@@ -129,9 +144,11 @@ impl Encoder {
     }
 }
 
-fn ipc(states: &RecordBatch) -> Result<Bytes, ArrowError> {
-    let mut writer = StreamWriter::try_new(Vec::new(), &states.schema())?;
-    writer.write(states)?;
+fn ipc(schema: &Schema, batches: impl IntoIterator<Item = RecordBatch>) -> Result<Bytes, ArrowError> {
+    let mut writer = StreamWriter::try_new(Vec::new(), schema)?;
+    for batch in batches {
+        writer.write(&batch)?;
+    }
     writer.finish()?;
     Ok(Bytes::from(writer.into_inner()?))
 }
@@ -183,12 +200,13 @@ impl Decoder {
     fn snapshot(&mut self, header: Header, mut body: Bytes) -> Result<StreamDelta, WireError> {
         let mut known = std::mem::take(&mut self.runs);
         for run in header.runs {
-            if run.bytes > body.len() as u64 {
+            if run.bytes.saturating_add(run.error_bytes) > body.len() as u64 {
                 return Err(WireError::Frame(format!("run {} is cut off", run.id)));
             }
             let states = read_ipc(&body.split_to(run.bytes as usize))?;
+            let errors = read_errors(&body.split_to(run.error_bytes as usize))?;
             let memory_bytes = states.get_array_memory_size();
-            let (id, coverage, errors) = (run.id, run.coverage, run.errors);
+            let (id, coverage) = (run.id, run.coverage);
             let run = DeltaRun { id: id.clone(), coverage, states, errors, memory_bytes };
             known.insert(id, Arc::new(run));
         }
@@ -226,10 +244,20 @@ fn read_ipc(bytes: &[u8]) -> Result<RecordBatch, WireError> {
     reader.next().transpose()?.ok_or_else(|| WireError::Frame("a run without a batch".to_owned()))
 }
 
+fn read_errors(bytes: &[u8]) -> Result<Vec<EventError>, WireError> {
+    let mut errors = Vec::new();
+    if !bytes.is_empty() {
+        for batch in StreamReader::try_new(bytes, None)? {
+            errors.extend(event_errors_from_batch(&batch?)?);
+        }
+    }
+    Ok(errors)
+}
+
 #[cfg(test)]
 mod tests {
     use arrow::array::Int64Array;
-    use arrow::datatypes::{DataType, Field, Schema};
+    use arrow::datatypes::{DataType, Field};
 
     use super::*;
     use crate::offsets::{Offset, OffsetRange};
@@ -312,6 +340,25 @@ mod tests {
                 assert_eq!(shown(found), shown(&delta(runs)));
             }
             assert!(sizes[2] < sizes[1] && sizes[1] < sizes[0], "what was sent is not sent again: {sizes:?}");
+        }
+    }
+
+    #[test]
+    fn the_header_does_not_grow_with_the_events_that_fail() {
+        let failing = |count: i64| {
+            let error = |i| EventError { partition: PartitionId(0), offset: Offset(i), error: format!("{i} by zero") };
+            let mut failing = run("a", 0, 10);
+            Arc::get_mut(&mut failing).unwrap().errors = (0..count).map(error).collect();
+            delta(&[failing, run("b", 10, 11)])
+        };
+        let header = |count| Encoder::default().frame(&failing(count)).unwrap()[1].len();
+        let many = ERRORS_A_BATCH as i64 * 2 + 7;
+        assert!(header(many) < header(1) + 20, "{} after {}", header(many), header(1));
+        for count in [0, 1, many] {
+            let mut decoder = Decoder::default();
+            decoder.push(&Encoder::default().frame(&failing(count)).unwrap().concat());
+            let Some(Message::Snapshot(found)) = decoder.message().unwrap() else { panic!("a snapshot was sent") };
+            assert!(shown(&found) == shown(&failing(count)), "{count} errors arrive as they were");
         }
     }
 

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use arrow::array::{Int32Array, Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{AsArray, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef};
+use arrow::error::ArrowError;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use object_store::path::Path;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use super::{Error, EventError, Fault, RunFile, RunMeta, RunOptions, write_run};
+use crate::offsets::{Offset, PartitionId};
 use crate::storage::{self, Storage};
 
 /// `_partition, _offset, error`; the first two are the key.
@@ -27,6 +29,23 @@ pub fn event_errors_to_batch(errors: &[EventError]) -> RecordBatch {
     let texts = StringArray::from_iter_values(errors.iter().map(|e| &e.error));
     RecordBatch::try_new(event_error_schema(), vec![Arc::new(partitions), Arc::new(offsets), Arc::new(texts)])
         .expect("three columns of the schema's types and one length")
+}
+
+/// What [`event_errors_to_batch`] was given.
+///
+/// # Errors
+/// If the batch has other columns.
+pub fn event_errors_from_batch(batch: &RecordBatch) -> Result<Vec<EventError>, ArrowError> {
+    let batch = RecordBatch::try_new(event_error_schema(), batch.columns().to_vec())?;
+    let partitions = batch.column(0).as_primitive::<Int32Type>().values();
+    let offsets = batch.column(1).as_primitive::<Int64Type>().values();
+    let texts = batch.column(2).as_string::<i32>();
+    let error = |((partition, offset), text): ((&i32, &i64), Option<&str>)| EventError {
+        partition: PartitionId(*partition),
+        offset: Offset(*offset),
+        error: text.unwrap_or_default().to_owned(),
+    };
+    Ok(partitions.iter().zip(offsets).zip(texts).map(error).collect())
 }
 
 /// Writes the errors of a run to a new file, in the order of partitions and offsets; on return it is durable.
@@ -70,6 +89,6 @@ pub async fn read_event_errors(storage: &Storage, run: &RunMeta) -> Result<Vec<R
         let batches = ParquetRecordBatchReaderBuilder::try_new(bytes)?.build()?;
         batches.map(|batch| RecordBatch::try_new(event_error_schema(), batch?.columns().to_vec())).collect()
     };
-    let read: Result<_, arrow::error::ArrowError> = read();
+    let read: Result<_, ArrowError> = read();
     Ok(read.map_err(|error| damaged(error.to_string()))?)
 }

@@ -21,7 +21,10 @@ mod write;
 
 pub use bounds::{KeyBounds, key_bounds, key_conjunct, slice};
 pub use error::Error;
-pub use event_errors::{ReadError, event_error_schema, event_errors_to_batch, read_event_errors, write_event_errors};
+pub use event_errors::{
+    ReadError, event_error_schema, event_errors_from_batch, event_errors_to_batch, read_event_errors,
+    write_event_errors,
+};
 pub use meta::{EventError, RunMeta};
 pub use sums::Tail;
 pub use table::RunsTable;
