@@ -34,6 +34,8 @@ pub struct ServingInput {
     pub definitions: Arc<dyn Definitions>,
     pub builds: Arc<dyn Builds>,
     pub ingest: Arc<dyn Ingest>,
+    /// Where producers find the log, for `status`.
+    pub kafka: KafkaAddress,
     /// Of the other layers in this process, for `/metrics`.
     pub metrics: Vec<Arc<dyn MetricsSource>>,
     pub settings: Settings,
@@ -70,6 +72,14 @@ impl StreamInput {
 pub trait Archiving: Send + Sync + fmt::Debug {
     /// Asks for a commit as soon as everything below `until` has been read.
     fn hurry(&self, until: &OffsetVector);
+}
+
+/// Where Kafka clients reach the log.
+#[derive(Debug, Clone, Serialize)]
+pub struct KafkaAddress {
+    pub bootstrap_servers: String,
+    /// The broker runs in this process.
+    pub embedded: bool,
 }
 
 /// What is known of a stream's log.

@@ -32,6 +32,8 @@ pub use error::{Code, Error};
 pub use front::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, UNREADABLE, ViewAnswer, ViewMeta};
 pub use http::{ROUTES, routes};
 pub use ingest::{Ingest, IngestError, LogIngest, Published};
-pub use input::{Archiving, LogStatus, MetricsSource, ServingInput, Settings, StreamInput, Unreachable, ViewInput};
+pub use input::{
+    Archiving, KafkaAddress, LogStatus, MetricsSource, ServingInput, Settings, StreamInput, Unreachable, ViewInput,
+};
 pub use server::serve;
 pub use serving::Serving;

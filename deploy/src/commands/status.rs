@@ -49,7 +49,16 @@ fn render(status: &Json) -> String {
             ("trouble", trouble.unwrap_or_else(|| reasons(meta))),
         ]
     });
-    format!("{ready}{}\n{streams}\n{views}", storage(status))
+    format!("{ready}{}{}\n{streams}\n{views}", kafka(status), storage(status))
+}
+
+/// `kafka 127.0.0.1:9092 (embedded)`.
+fn kafka(status: &Json) -> String {
+    let Some(kafka) = status.get("kafka") else { return String::new() };
+    let servers = kafka.get("bootstrap_servers").and_then(Json::text).unwrap_or_default();
+    let embedded = matches!(kafka.get("embedded"), Some(Json::Boolean(true)));
+    let embedded = if embedded { " (embedded)" } else { "" };
+    format!("kafka {servers}{embedded}\n")
 }
 
 /// `storage hdfs://…: ok`, or since when which calls fail, and why.

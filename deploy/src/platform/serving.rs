@@ -12,7 +12,8 @@ use tracing::debug;
 use watershed_batch_layer::archiver;
 use watershed_batch_layer::history::StoredHistory;
 use watershed_serving_layer::{
-    Archiving, Builds, LogIngest, QuerySettings, Serving, ServingInput, Settings, StreamInput, ViewInput, serve,
+    Archiving, Builds, KafkaAddress, LogIngest, QuerySettings, Serving, ServingInput, Settings, StreamInput, ViewInput,
+    serve,
 };
 use watershed_shared::archive::ArchiverState;
 use watershed_shared::catalog::Definition;
@@ -145,6 +146,10 @@ pub(super) async fn start_serving(
         definitions: Arc::new(RecordedDefinitions(parts.definitions.clone())),
         builds: builds.into(),
         ingest: Arc::new(ingest),
+        kafka: KafkaAddress {
+            bootstrap_servers: parts.client.bootstrap_servers().to_owned(),
+            embedded: parts.config.kafka.is_none(),
+        },
         metrics: Vec::new(),
         settings: settings(&parts.config.serving),
     })

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use watershed_shared::clock::Instant;
 
 use crate::harness::{Broker, Running};
+use crate::program::watershed;
 
 const STREAM: &str = "counted";
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -49,5 +50,21 @@ fn a_restart_forgets_no_dead_letter_and_says_since_when_late_events_count() {
     produce(&[event(11), Some(b"x".to_vec())]);
     let second = stream_when(&running, |s| s["dead_letters"] == 3 && s["late"].as_u64() >= Some(1));
     assert!(since(&second) > since(&first), "{first} {second}");
+    running.stop();
+}
+
+#[test]
+fn the_address_of_the_embedded_broker_is_shown() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let config = "data_dir = \"data\"\n[broker]\nlisten = \"127.0.0.1:0\"\n[http]\nlisten = \"127.0.0.1:0\"\n";
+    let running = Running::start(config, dir.path());
+    let kafka = running.client().get("/v1/status").1["kafka"].clone();
+    let broker = std::fs::read_to_string(dir.path().join("data/broker.json")).expect("the broker's file");
+    let broker: Value = serde_json::from_str(&broker).expect("JSON");
+    assert_eq!(kafka, json!({"bootstrap_servers": broker["bootstrap_servers"], "embedded": true}));
+    let url = running.client().url();
+    let shown = watershed(dir.path(), &["status", "--url", url], b"").expect_status(0).stdout;
+    let line = format!("kafka {} (embedded)", broker["bootstrap_servers"].as_str().expect("an address"));
+    assert!(shown.lines().any(|shown| shown == line), "{shown}");
     running.stop();
 }

@@ -227,6 +227,7 @@ pub(super) async fn status(request: Request) -> Result<Response> {
     let document = json!({
         "ready": ready.is_ok(),
         "missing": ready.err(),
+        "kafka": serving.inner.input.kafka,
         "storage": { "url": storage.url(), "reads": health.reads, "writes": health.writes },
         "streams": streams,
         "views": views,

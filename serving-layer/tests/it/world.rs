@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use watershed_serving_layer::{
-    BuildEstimate, Builds, BuildsError, Definitions, Ingest, IngestError, LogStatus, Published, QuerySettings, Serving,
-    ServingInput, Settings, Started, StreamInput, ViewInput,
+    BuildEstimate, Builds, BuildsError, Definitions, Ingest, IngestError, KafkaAddress, LogStatus, Published,
+    QuerySettings, Serving, ServingInput, Settings, Started, StreamInput, ViewInput,
 };
 use watershed_shared::archive::ArchiverState;
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
@@ -157,6 +157,7 @@ impl World {
             definitions: Arc::new(definitions),
             builds,
             ingest: Arc::clone(&ingest) as _,
+            kafka: KafkaAddress { bootstrap_servers: "kafka-1:9092,kafka-2:9092".to_owned(), embedded: false },
             metrics: Vec::new(),
             settings,
         })
