@@ -72,13 +72,13 @@ impl DeltaServer {
     pub fn progress(&self, stream: &str, shard: Shard) -> Option<Progress> {
         let offered = self.inner.offered.read();
         let offer = offered.get(&(stream.to_owned(), shard.number))?;
-        Some(progress(&offer.service.watch().borrow()))
+        Some(offer.service.watch().borrow().progress())
     }
 
-    /// How far the delta of each offered shard is, by stream and shard.
-    pub fn offered(&self) -> BTreeMap<(String, u32), Progress> {
+    /// The delta of each offered shard as it is now, by stream and shard.
+    pub fn offered(&self) -> BTreeMap<(String, u32), Arc<StreamDelta>> {
         let offered = self.inner.offered.read();
-        offered.iter().map(|(key, offer)| (key.clone(), progress(&offer.service.watch().borrow()))).collect()
+        offered.iter().map(|(key, offer)| (key.clone(), Arc::clone(&offer.service.watch().borrow()))).collect()
     }
 
     /// The routes. What is wrong is answered as an error of the form that all errors have.
@@ -99,7 +99,7 @@ impl DeltaServer {
             });
         let progress = offer().and(warp::path!("progress")).and(warp::get()).map(
             |offer: Result<Offer, Box<Response>>| match offer {
-                Ok(offer) => reply(StatusCode::OK, &progress(&offer.service.watch().borrow())),
+                Ok(offer) => reply(StatusCode::OK, &offer.service.watch().borrow().progress()),
                 Err(refused) => *refused,
             },
         );
@@ -136,11 +136,6 @@ impl DeltaServer {
 /// In a time that does not tell where two texts of one length differ.
 fn same(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
-}
-
-fn progress(delta: &StreamDelta) -> Progress {
-    let joined = delta.views.values().flat_map(BTreeMap::values).all(|view| view.joined);
-    Progress { position: delta.position.clone(), joined }
 }
 
 fn follow(offer: Offer) -> Response {

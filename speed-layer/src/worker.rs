@@ -12,7 +12,7 @@ use watershed_shared::abort_point;
 use watershed_shared::catalog::StreamState;
 use watershed_shared::clock::Instant;
 use watershed_shared::config::StreamConfig;
-use watershed_shared::delta::{DeltaService, SealError, StreamDelta};
+use watershed_shared::delta::{DeltaService, Reason, SealError, StreamDelta};
 use watershed_shared::offsets::{Cut, OffsetRange, OffsetVector, PartitionId};
 
 use crate::board::{Board, SEAL_HOLD};
@@ -262,6 +262,11 @@ async fn named(name: &'static str, part: impl Future<Output = ()> + Send + 'stat
 impl SpeedHandle {
     pub fn counts(&self) -> Counts {
         self.shared.counts.lock().clone()
+    }
+
+    /// Says in every snapshot why the worker does not advance, or takes that back. `by` names what reports it.
+    pub fn report(&self, by: &str, reason: Option<Reason>) {
+        self.shared.board.lock().report(by, reason);
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use watershed_batch_layer::archiver;
-use watershed_serving_layer::{LogStatus, Unreachable};
+use watershed_serving_layer::Unreachable;
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::config::StreamConfig;
 use watershed_shared::log::{FeedOptions, Health, LogClient, Seed, Seeds, SeedsError, StreamFeed};
@@ -139,8 +139,8 @@ impl Feeds {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Feeds {
-    /// Notes in `log` since when no broker answers, until the stop.
-    pub(super) async fn watch_health(self: Arc<Self>, log: Arc<watch::Sender<LogStatus>>) {
+    /// Tells `say` since when no broker answers, again and again, until the stop.
+    pub(super) async fn watch_health(self: Arc<Self>, say: impl Fn(Option<Unreachable>)) {
         let mut feeds = self.watch();
         let mut away: Option<(Instant, DateTime<Utc>)> = None;
         loop {
@@ -157,11 +157,7 @@ impl Feeds {
                         (at.elapsed() >= PATIENCE).then_some(Unreachable { since, reason })
                     }
                 };
-                log.send_if_modified(|log| {
-                    let changed = log.unreachable != unreachable;
-                    log.unreachable = unreachable;
-                    changed
-                });
+                say(unreachable);
                 tokio::select! {
                     () = self.maker.stop.cancelled() => return,
                     _ = feeds.changed() => break,

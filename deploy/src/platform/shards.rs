@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
+use watershed_serving_layer::Unreachable;
 use watershed_shared::catalog::StreamState;
 use watershed_shared::config::{SpeedConfig, StreamConfig};
-use watershed_shared::delta::{DeltaService, Peers};
+use watershed_shared::delta::{DeltaService, Peers, Reason};
 use watershed_shared::log::{FeedOptions, LogClient};
 use watershed_shared::master::MasterDataset;
 use watershed_shared::offsets::OffsetVector;
@@ -209,7 +210,10 @@ impl Workers {
         let store = Arc::new(store);
         let worker = SpeedWorker::new(self.config.clone(), plans, origins, events, store, options(&self.speed))
             .with_losses(self.state.clone());
-        self.server.offer(name, shard, Arc::new(worker.handle()));
+        let handle = worker.handle();
+        self.server.offer(name, shard, Arc::new(handle.clone()));
+        let say = move |away: Option<Unreachable>| handle.report("log", away.map(|away| log_unreachable(shard, &away)));
+        let watching = task::spawn("watch the log", feeds.watch_health(say));
         let worker = worker.run(stop.clone());
         tokio::join!(
             async {
@@ -221,8 +225,18 @@ impl Workers {
             follow_plans
         );
         drop(keeping.await);
+        drop(watching.await);
         Ok(())
     }
+}
+
+/// Others may reach the log while this worker does not: its partitions stand still.
+fn log_unreachable(shard: Shard, away: &Unreachable) -> Reason {
+    let Unreachable { since, reason } = away;
+    let message = format!(
+        "the log does not answer the speed worker of shard {shard} since {since}, so its partitions stand still: {reason}"
+    );
+    Reason { code: "log_unreachable".to_owned(), partition: None, from: None, to: None, message }
 }
 
 /// What `source` says, through `map`, and the future that follows it until `stop`.

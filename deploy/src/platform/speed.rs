@@ -49,7 +49,7 @@ struct Speed {
 
 impl Health for Speed {
     fn ready(&self) -> Result<(), String> {
-        let behind = self.server.offered().into_iter().filter(|(_, progress)| !progress.joined);
+        let behind = self.server.offered().into_iter().filter(|(_, delta)| !delta.progress().joined);
         let behind: Vec<String> = behind
             .map(|((stream, shard), _)| format!("shard {shard} of stream `{stream}` is being replayed"))
             .collect();
@@ -57,16 +57,23 @@ impl Health for Speed {
     }
 
     fn status(&self) -> Value {
-        let shards = self.server.offered().into_iter().map(|((stream, shard), progress)| {
-            json!({ "stream": stream, "shard": shard, "position": progress.position, "joined": progress.joined })
+        let shards = self.server.offered().into_iter().map(|((stream, shard), delta)| {
+            let progress = delta.progress();
+            json!({
+                "stream": stream,
+                "shard": shard,
+                "position": progress.position,
+                "joined": progress.joined,
+                "reasons": delta.reasons,
+            })
         });
         json!({ "role": "speed", "shards": shards.collect::<Vec<_>>() })
     }
 
     fn gauges(&self) -> Vec<Gauge> {
         let mut positions = Vec::new();
-        for ((stream, shard), progress) in self.server.offered() {
-            for (partition, offset) in progress.position.iter() {
+        for ((stream, shard), delta) in self.server.offered() {
+            for (partition, offset) in delta.position.iter() {
                 let labels = format!("stream=\"{stream}\",shard=\"{shard}\",partition=\"{partition}\"");
                 positions.push((labels, offset.0 as f64));
             }

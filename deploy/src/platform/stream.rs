@@ -90,7 +90,15 @@ impl Stream {
         let feeds = Feeds::start(parts.client.clone(), self.config.clone(), seeds, options, truncations, stop);
         let feeds = Arc::new(feeds);
         stage.tasks.push(task::spawn("keep feed", Arc::clone(&feeds).keep()));
-        stage.tasks.push(task::spawn("watch the log", Arc::clone(&feeds).watch_health(Arc::clone(&self.log))));
+        let log = Arc::clone(&self.log);
+        let note = move |unreachable| {
+            log.send_if_modified(|log| {
+                let changed = log.unreachable != unreachable;
+                log.unreachable = unreachable;
+                changed
+            });
+        };
+        stage.tasks.push(task::spawn("watch the log", Arc::clone(&feeds).watch_health(note)));
         feeds
     }
 }

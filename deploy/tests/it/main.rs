@@ -9,6 +9,7 @@ mod check;
 mod command_line;
 mod demo;
 mod deployment;
+mod detour;
 mod harness;
 mod hdfs;
 mod losses;

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use watershed_shared::clock::Instant;
 
+use crate::detour::Detour;
 use crate::harness::{Broker, Running};
 use crate::oracle::events::{COLUMNS, Format, Generator};
 use crate::oracle::log::{Log, offsets};
@@ -294,6 +295,37 @@ fn a_process_that_serves_without_workers_says_so_and_is_not_ready() {
     let body = serving.client().view_when(VIEW, PATIENCE, is_complete);
     world.check(&body, "readiness");
     speed.stop();
+}
+
+#[test]
+fn a_worker_that_alone_has_lost_the_log_says_so() {
+    let mut world = World::new();
+    let detour = Detour::to(world.broker.bootstrap_servers());
+    let config = world.config("").replace(world.broker.bootstrap_servers(), &detour.bootstrap_servers());
+    let speed = Running::start_role("speed", &config, &world.home("speed"), &[]);
+    let serving = world.start("serving", "serving");
+    world.produce(100);
+    world.check_all(&[&serving], "the start");
+    serving.client().view_when(VIEW, PATIENCE, is_complete);
+
+    detour.close();
+    world.produce(100);
+    let away = |meta: &Value| reasons(meta, "log_unreachable").len() == 2;
+    let body = serving.client().view_when(VIEW, PATIENCE, away);
+    world.check(&body, "the worker lost the log");
+    assert!(!is_complete(&body["meta"]["views"][VIEW]), "{body}");
+    let (_, status) = speed.client().get("/v1/status");
+    assert_eq!(status["shards"][1]["reasons"][0]["code"], "log_unreachable", "{status}");
+    // How far the log is by now the serving process sees by itself.
+    let ends = world.log.ends();
+    let body = serving.client().view_when(VIEW, PATIENCE, |meta| offsets(meta, "log_end") == ends);
+    let lag = body["meta"]["views"][VIEW]["lag_seconds"].as_f64();
+    assert!(lag > Some(0.0), "{body}");
+
+    detour.open();
+    world.check_all(&[&serving], "the worker has the log again");
+    let body = serving.client().view_when(VIEW, PATIENCE, is_complete);
+    world.check(&body, "the end");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod answer;
 mod decide;
 mod files;
+mod log_end;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use answer::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, UNREADABLE
 pub(crate) use answer::{Pending, keeps_failures_only};
 use decide::{Candidate, Decision, Pair, decide};
 pub(crate) use files::Files;
+use log_end::LogEnd;
 
 use crate::definitions::Definitions;
 use crate::input::{LogStatus, Unreachable};
@@ -61,6 +63,7 @@ struct Made {
     /// Opened tables of generations, so that their footers are read once.
     tables: BTreeMap<(String, GenerationId), Arc<RunsTable>>,
     start_end: Option<OffsetVector>,
+    log_end: LogEnd,
 }
 
 impl Front {
@@ -96,6 +99,7 @@ impl Front {
             // taken above does not lack them without the reason.
             let mut reasons = delta.reasons.clone();
             reasons.extend(self.stream_reasons(speed_stopped));
+            made.log_end.see(&delta, &self.log.borrow().ends, clock::now().timestamp_micros());
             let next = self.next(&last, &delta, &states, &mut made, &reasons, known_losses);
             let swapped = next.views.iter().any(|(view, answer)| {
                 last.views.get(view).is_some_and(|last| last.generation_id() != answer.generation_id())
@@ -185,15 +189,17 @@ impl Front {
         reasons: &[Reason],
         known_losses: usize,
     ) -> StreamAnswer {
+        let log_end = &made.log_end.end;
+        // Not before workers have seen the log: without them nothing is going to be reached.
         if made.start_end.is_none() && delta.origins.iter().all(|(p, _)| delta.log_end.get(p).is_some()) {
-            made.start_end = (!delta.log_end.is_empty()).then(|| delta.log_end.clone());
+            made.start_end = (!delta.log_end.is_empty()).then(|| log_end.clone());
         }
         let mut next = StreamAnswer {
             stream: self.stream.clone(),
             // A worker that begins again without what was lost stands lower for a while.
             position: delta.origins.join(&delta.position).join(&last.position),
             origins: delta.origins.clone(),
-            log_end: delta.log_end.clone(),
+            log_end: log_end.clone(),
             views: BTreeMap::new(),
             unanswerable: BTreeMap::new(),
             start_end: made.start_end.clone(),
@@ -279,7 +285,7 @@ impl Front {
                 if matches!(kept.pending, Pending::Unknown) {
                     kept.pending = Pending::Since(kept.captured_at.timestamp_micros());
                 }
-                kept.log_end = delta.log_end.clone();
+                kept.log_end = made.log_end.end.clone();
                 return Ok(kept);
             }
         };
@@ -308,7 +314,7 @@ impl Front {
         };
         let now = clock::now();
         let at_stream = position == delta.origins.join(&delta.position);
-        let position = if mutant::is(Mutant::PositionAhead) { position.join(&delta.log_end) } else { position };
+        let position = if mutant::is(Mutant::PositionAhead) { position.join(&made.log_end.end) } else { position };
         Ok(ViewAnswer {
             view: view.to_owned(),
             stream: self.stream.clone(),
@@ -323,13 +329,12 @@ impl Front {
                 let mut maxima = delta.partitions.values().filter_map(|p| p.event_time_max);
                 if mutant::is(Mutant::RetentionByOnePartition) { maxima.next() } else { maxima.max() }
             }),
-            log_end: delta.log_end.clone(),
+            log_end: made.log_end.end.clone(),
             reasons: Vec::new(),
             runs,
-            pending: match delta.oldest_pending {
-                Some(micros) if at_stream => Pending::Since(micros),
-                None if at_stream => Pending::Since(now.timestamp_micros()),
-                _ => Pending::Unknown,
+            pending: match at_stream {
+                true => made.log_end.pending(delta, now.timestamp_micros()),
+                false => Pending::Unknown,
             },
             // An answer that stays where it was is as old as when it came there.
             captured_at: match last {

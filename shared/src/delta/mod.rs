@@ -142,6 +142,12 @@ impl StreamDelta {
     pub fn view(&self, view: &str, definition: &DefinitionHash) -> Option<&Arc<ViewDelta>> {
         self.views.get(view)?.get(definition)
     }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let joined = self.views.values().flat_map(BTreeMap::values).all(|view| view.joined);
+        Progress { position: self.position.clone(), joined }
+    }
 }
 
 /// The worker cannot seal: it is stopped or stopping.
