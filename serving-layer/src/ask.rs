@@ -283,17 +283,16 @@ impl Serving {
     /// Below which groups are hidden: the greatest running maximum at the position minus `retain`.
     pub(crate) async fn retain_bound(&self, answer: &ViewAnswer) -> Result<Option<i64>> {
         let Some(retain) = answer.retain else { return Ok(None) };
-        let max = match answer.event_time_max {
-            Some(known) => known,
-            None => {
-                let snapshot = self.stream(&answer.stream)?.master.snapshot().await.map_err(Error::read)?;
-                let mut max = None;
-                for (partition, offset) in answer.position.iter() {
-                    max = max.max(snapshot.event_time_max_at(partition, offset).await.map_err(Error::read)?);
-                }
-                max
+        let mut maxima = answer.maxima.clone();
+        let unknown: Vec<_> = answer.position.iter().filter(|(partition, _)| !maxima.contains_key(partition)).collect();
+        if !unknown.is_empty() {
+            let snapshot = self.stream(&answer.stream)?.master.snapshot().await.map_err(Error::read)?;
+            for (partition, offset) in unknown {
+                maxima.insert(partition, snapshot.event_time_max_at(partition, offset).await.map_err(Error::read)?);
             }
-        };
+        }
+        let mut maxima = maxima.into_values().flatten();
+        let max = if mutant::is(Mutant::RetentionByOnePartition) { maxima.next() } else { maxima.max() };
         let max = if mutant::is(Mutant::RetentionByClock) { Some(clock::now().timestamp_micros()) } else { max };
         let retain = i64::try_from(retain.as_micros()).unwrap_or(i64::MAX);
         Ok(max.map(|max| max.saturating_sub(retain)))

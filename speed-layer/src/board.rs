@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use watershed_shared::clock::{self, Instant};
-use watershed_shared::delta::{DeltaRun, PartitionStatus, Reason, StreamDelta, ViewDelta};
+use watershed_shared::delta::{DeltaRun, Maximum, PartitionStatus, Reason, StreamDelta, ViewDelta};
 use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{DefinitionHash, RunId};
 use watershed_shared::offsets::{Cut, OffsetVector, PartitionId};
@@ -51,8 +51,6 @@ pub(crate) struct Progress {
     pub(crate) last_timestamp: Option<i64>,
     /// When the position was last known to be at the log's end, microseconds of the wall clock.
     caught_up_at: Option<i64>,
-    /// The running maximum is that of the whole prefix.
-    maximum_known: bool,
 }
 
 /// What is to be computed of a micro-batch for one line.
@@ -155,8 +153,11 @@ impl Board {
 
     /// The running maxima behind the position, where they are known.
     pub(crate) fn maxima(&self) -> BTreeMap<PartitionId, Option<i64>> {
-        let known = self.partitions.iter().filter(|(_, p)| p.maximum_known);
-        known.map(|(p, seen)| (*p, seen.status.event_time_max)).collect()
+        let known = |(p, seen): (&PartitionId, &Progress)| match seen.status.event_time_max {
+            Maximum::Known(max) => Some((*p, max)),
+            Maximum::Unknown => None,
+        };
+        self.partitions.iter().filter_map(known).collect()
     }
 
     fn id(&mut self) -> u64 {
@@ -199,11 +200,17 @@ impl Board {
         self.reasons.clear();
     }
 
-    /// Starts with `lines` that were stored at `position`, or with none.
+    /// Starts with `lines` and the running maxima that were stored at `position`, or with none.
     ///
     /// The stream's position becomes the lowest at which a stored line stands, after what no register needs any more
     /// has been dropped; with none stored, the lowest that a register needs. What a line lacks below it is replayed.
-    pub(crate) fn start(&mut self, plans: &[ViewPlan], stored: Vec<Line>, position: Option<OffsetVector>) {
+    pub(crate) fn start(
+        &mut self,
+        plans: &[ViewPlan],
+        stored: Vec<Line>,
+        position: Option<OffsetVector>,
+        maxima: &BTreeMap<PartitionId, Option<i64>>,
+    ) {
         let mut lines: BTreeMap<LineKey, Line> = BTreeMap::new();
         for mut line in stored {
             if line.fill.is_none() {
@@ -213,15 +220,21 @@ impl Board {
             lines.insert((line.plan.name.clone(), line.plan.definition.clone()), line);
         }
         let lowest = |vectors: Vec<OffsetVector>| vectors.into_iter().reduce(|a, b| a.meet(&b));
-        let position = match position {
+        let start = match &position {
             Some(position) if !lines.is_empty() => {
                 let reached = lines.values().map(|l| position.join(&l.whole.from)).collect();
-                lowest(reached).unwrap_or(position)
+                lowest(reached).unwrap_or_else(|| position.clone())
             }
             _ => lowest(plans.iter().map(|p| self.origins.join(&p.from)).collect())
                 .unwrap_or_else(|| self.origins.clone()),
         };
-        self.position = Some(self.origins.join(&position));
+        let start = self.origins.join(&start);
+        // SUBTLE: a cut may have passed what was stored, and then the maximum there is too low.
+        let stored = self.origins.join(&position.unwrap_or_default());
+        for (p, maximum) in maxima.iter().filter(|(p, _)| start.get(**p) == stored.get(**p)) {
+            self.partitions.entry(*p).or_default().status.event_time_max = Maximum::Known(*maximum);
+        }
+        self.position = Some(start);
         self.lines = lines;
         self.follow(plans);
     }
@@ -324,7 +337,7 @@ impl Board {
         self.position = self.position.take().map(|position| position.join(end));
         for (p, seen) in progress {
             let known = self.partitions.entry(*p).or_default();
-            known.status.event_time_max = known.status.event_time_max.max(seen.status.event_time_max);
+            known.status.event_time_max = known.status.event_time_max.join(seen.status.event_time_max);
             known.status.counted_since.get_or_insert_with(clock::now);
             known.status.late += seen.status.late;
             known.status.dead_letters += seen.status.dead_letters;
@@ -497,14 +510,18 @@ impl Board {
     }
 
     /// The running maximum in front of the position, from where it was kept.
-    pub(crate) fn restore_maximum(&mut self, partition: PartitionId, event_time_max: Option<i64>) {
-        let known = self.partitions.entry(partition).or_default();
-        known.status.event_time_max = known.status.event_time_max.max(event_time_max);
-        known.maximum_known = true;
+    pub(crate) fn restore_maximum(&mut self, partition: PartitionId, event_time_max: Maximum) {
+        let status = &mut self.partitions.entry(partition).or_default().status;
+        let before = status.event_time_max;
+        status.event_time_max = before.join(event_time_max);
+        if status.event_time_max != before {
+            self.publish();
+        }
     }
 
     pub(crate) fn knows_maximum(&self, partition: PartitionId) -> bool {
-        self.partitions.get(&partition).is_some_and(|known| known.maximum_known)
+        let known = |seen: &Progress| seen.status.event_time_max != Maximum::Unknown;
+        self.partitions.get(&partition).is_some_and(known)
     }
 
     /// Reports, or takes back, why not all goes well. `by` names what reports it.

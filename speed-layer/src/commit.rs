@@ -204,10 +204,7 @@ fn start(board: &mut Board, plans: &[ViewPlan], loaded: &Loaded) -> BTreeMap<Lin
     for cut in &loaded.seals {
         board.hold(cut.clone(), Instant::now() + SEAL_HOLD);
     }
-    for (p, maximum) in &loaded.event_time_max {
-        board.restore_maximum(*p, *maximum);
-    }
-    board.start(plans, lines, loaded.position.clone());
+    board.start(plans, lines, loaded.position.clone(), &loaded.event_time_max);
     written
 }
 

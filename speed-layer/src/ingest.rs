@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use watershed_shared::abort_point;
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::config::StreamConfig;
+use watershed_shared::delta::Maximum;
 use watershed_shared::offsets::{OffsetRange, PartitionId};
 use watershed_shared::record::{DecodedBatch, EVENT_TIME_MAX, TIMESTAMP};
 
@@ -174,7 +175,7 @@ fn note(
 ) {
     let seen = progress.entry(batch.partition).or_default();
     if range.end == batch.range.end {
-        seen.status.event_time_max = seen.status.event_time_max.max(batch.event_time_max);
+        seen.status.event_time_max = seen.status.event_time_max.join(Maximum::behind_batch(batch.event_time_max));
     }
     let dead = batch.dead_letters.iter().filter(|d| range.contains(d.record.offset));
     seen.status.dead_letters += dead.count() as u64;

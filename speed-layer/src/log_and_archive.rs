@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tokio::sync::watch;
 use watershed_shared::config::StreamConfig;
+use watershed_shared::delta::Maximum;
 use watershed_shared::log::{self, FeedReader, Redeliveries, StreamFeed};
 use watershed_shared::master::{self, MasterDataset, MasterSnapshot};
 use watershed_shared::mutant::{self, Mutant};
@@ -57,12 +58,12 @@ impl EventSource for LogAndArchive {
         self.feeds.borrow().log_end()
     }
 
-    async fn event_time_max(&self, partition: PartitionId, offset: Offset) -> Result<Option<i64>, SourceError> {
+    async fn event_time_max(&self, partition: PartitionId, offset: Offset) -> Result<Maximum, SourceError> {
         let snapshot = self.inner.master.snapshot().await.map_err(failed)?;
         match snapshot.event_time_max_at(partition, offset).await {
-            Ok(maximum) => Ok(maximum),
+            Ok(maximum) => Ok(Maximum::Known(maximum)),
             // What lies between is only in the log.
-            Err(master::Error::NotArchived { .. }) => Ok(None),
+            Err(master::Error::NotArchived { .. }) => Ok(Maximum::Unknown),
             Err(error) => Err(failed(error)),
         }
     }

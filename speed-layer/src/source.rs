@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use watershed_shared::delta::Maximum;
 use watershed_shared::offsets::{Offset, OffsetVector, PartitionId};
 use watershed_shared::record::DecodedBatch;
 
@@ -42,11 +43,11 @@ pub trait EventSource: Send + Sync + fmt::Debug + 'static {
     /// The log's last stable offsets as last seen.
     fn log_end(&self) -> watch::Receiver<OffsetVector>;
 
-    /// The running maximum of event time in front of `offset`, in microseconds, as far as it is archived.
+    /// The running maximum of event time in front of `offset`; unknown where not all of that is archived.
     ///
     /// # Errors
     /// When it cannot be had now.
-    async fn event_time_max(&self, partition: PartitionId, offset: Offset) -> Result<Option<i64>, SourceError>;
+    async fn event_time_max(&self, partition: PartitionId, offset: Offset) -> Result<Maximum, SourceError>;
 }
 
 /// A position in the events of a stream that moves on with each batch.

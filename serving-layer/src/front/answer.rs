@@ -75,8 +75,9 @@ pub struct ViewAnswer {
     pub reasons: Vec<Reason>,
     pub(crate) runs: Vec<Arc<DeltaRun>>,
     pub(crate) generation_runs: Option<Arc<RunsTable>>,
-    /// The greatest running maximum over all partitions at the position; the outer `None`: not known here.
-    pub(crate) event_time_max: Option<Option<i64>>,
+    /// The running maxima of event time at the position that the speed layer knows; what lies in front of other
+    /// partitions' positions is archived.
+    pub(crate) maxima: BTreeMap<PartitionId, Option<i64>>,
     pub(crate) pending: Pending,
     pub(crate) captured_at: DateTime<Utc>,
 }
@@ -125,7 +126,7 @@ impl ViewAnswer {
             reasons: now.reasons.clone(),
             runs: Vec::new(),
             generation_runs,
-            event_time_max: None,
+            maxima: BTreeMap::new(),
             pending: Pending::Unknown,
             captured_at: clock::now(),
         }

@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use watershed_shared::abort_point;
 use watershed_shared::catalog::{Generation, StreamState, ViewState};
 use watershed_shared::clock;
-use watershed_shared::delta::{Reason, StreamDelta};
+use watershed_shared::delta::{Maximum, Reason, StreamDelta};
 use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{DefinitionHash, GenerationId};
-use watershed_shared::offsets::{OffsetVector, Position};
+use watershed_shared::offsets::{OffsetVector, PartitionId, Position};
 use watershed_shared::run::RunsTable;
 use watershed_shared::storage::Storage;
 use watershed_shared::view::CompiledView;
@@ -325,10 +325,7 @@ impl Front {
             retain,
             materialize,
             origins: delta.origins.clone(),
-            event_time_max: at_stream.then(|| {
-                let mut maxima = delta.partitions.values().filter_map(|p| p.event_time_max);
-                if mutant::is(Mutant::RetentionByOnePartition) { maxima.next() } else { maxima.max() }
-            }),
+            maxima: maxima(delta, &position),
             log_end: made.log_end.end.clone(),
             reasons: Vec::new(),
             runs,
@@ -410,6 +407,17 @@ impl Front {
         }
         reasons
     }
+}
+
+/// The running maxima in front of `position` that are known where `delta` stands: it may stand elsewhere in a partition
+/// that nobody keeps up, or that a view replays.
+fn maxima(delta: &StreamDelta, position: &Position) -> BTreeMap<PartitionId, Option<i64>> {
+    let stands = delta.origins.join(&delta.position);
+    let known = |(p, at)| match delta.partitions.get(&p)?.event_time_max {
+        Maximum::Known(max) if stands.get(p) == Some(at) => Some((p, max)),
+        _ => None,
+    };
+    position.iter().filter_map(known).collect()
 }
 
 /// A generation's runs as a table of states.

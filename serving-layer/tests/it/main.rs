@@ -3,6 +3,7 @@
 
 mod damage;
 mod http;
+mod retention;
 mod statements;
 mod swaps;
 mod world;

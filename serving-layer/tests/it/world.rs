@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::compute::concat_batches;
+use arrow::datatypes::TimestampMicrosecondType;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use datafusion::datasource::MemTable;
@@ -27,7 +28,7 @@ use watershed_shared::catalog::{Build, BuildMode, Definition, Generation, Stream
 use watershed_shared::clock;
 use watershed_shared::config::{Config, StreamConfig, ViewConfig};
 use watershed_shared::decode::{Decoder, RunningMaximum};
-use watershed_shared::delta::{DeltaRun, DeltaService, PartitionStatus, SealError, StreamDelta, ViewDelta};
+use watershed_shared::delta::{DeltaRun, DeltaService, Maximum, PartitionStatus, SealError, StreamDelta, ViewDelta};
 use watershed_shared::master::MasterDataset;
 use watershed_shared::names::{BuildId, DefinitionHash, GenerationId, RunId};
 use watershed_shared::offsets::{Coverage, Cut, Offset, OffsetRange, OffsetVector, PartitionId, Position, Side};
@@ -239,6 +240,7 @@ impl World {
             runs.insert(view.clone(), delta_run(compiled, coverage.clone(), &events).await);
         }
         let position = from.join(until);
+        *self.delta.partitions.lock() = self.statuses(&position);
         self.delta.publish(
             |views| {
                 for (view, delta) in views.iter_mut().filter(|(_, delta)| delta.joined) {
@@ -248,6 +250,17 @@ impl World {
             },
             &self.end,
         );
+    }
+
+    /// What a worker that stands at `position` knows.
+    fn statuses(&self, position: &Position) -> BTreeMap<PartitionId, PartitionStatus> {
+        let status = |(partition, end): (PartitionId, Offset)| {
+            let events = self.events(&OffsetVector::new(), &[(partition.0, end.0)].into());
+            let times = events.column_by_name("at").expect("a column").as_primitive::<TimestampMicrosecondType>();
+            let event_time_max = Maximum::Known(arrow::compute::max(times));
+            (partition, PartitionStatus { event_time_max, ..PartitionStatus::default() })
+        };
+        position.iter().map(status).collect()
     }
 
     /// The speed layer merges two neighbouring runs of a view, unless a boundary lies between them.
@@ -577,6 +590,7 @@ fn events(stream: &StreamConfig, seed: u64, count: i64) -> BTreeMap<PartitionId,
 #[derive(Debug)]
 pub(crate) struct TestDelta {
     pub(crate) views: Mutex<BTreeMap<String, ViewDelta>>,
+    pub(crate) partitions: Mutex<BTreeMap<PartitionId, PartitionStatus>>,
     sender: watch::Sender<Arc<StreamDelta>>,
 }
 
@@ -596,13 +610,14 @@ impl TestDelta {
             origins: ORIGINS.into(),
             log_end: log_end.clone(),
             oldest_pending: None,
-            partitions: [(PartitionId(0), PartitionStatus::default())].into(),
+            partitions: BTreeMap::new(),
             views: BTreeMap::new(),
             reasons: Vec::new(),
             losses: 0,
         };
         Self {
             views: Mutex::new(compiled.iter().map(|(n, c)| (n.clone(), view(c))).collect()),
+            partitions: Mutex::default(),
             sender: watch::Sender::new(Arc::new(snapshot)),
         }
     }
@@ -622,7 +637,7 @@ impl TestDelta {
                 position: now.position.join(&joined),
                 log_end: log_end.clone(),
                 views: shown,
-                partitions: [(PartitionId(0), PartitionStatus::default())].into(),
+                partitions: self.partitions.lock().clone(),
                 ..now.as_ref().clone()
             });
         });

@@ -89,11 +89,38 @@ impl ViewDelta {
     }
 }
 
+/// The running maximum of event time over a partition's prefix, microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Maximum {
+    /// Not read yet.
+    #[default]
+    Unknown,
+    /// `None`: no event of the prefix has an event time that counts.
+    Known(Option<i64>),
+}
+
+impl Maximum {
+    /// Behind a decoded batch that says `event_time_max`: of the whole prefix, or nothing.
+    pub fn behind_batch(event_time_max: Option<i64>) -> Self {
+        event_time_max.map_or(Self::Unknown, |max| Self::Known(Some(max)))
+    }
+
+    /// What is known of a prefix from what is known of it and of a shorter one.
+    #[must_use]
+    pub fn join(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Known(a), Self::Known(b)) => Self::Known(a.max(b)),
+            (Self::Unknown, known) | (known, Self::Unknown) => known,
+        }
+    }
+}
+
 /// Where a partition of the stream stands in the speed layer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionStatus {
-    /// The running maximum behind the position, microseconds.
-    pub event_time_max: Option<i64>,
+    /// In front of the position.
+    pub event_time_max: Maximum,
     /// Late events and dead letters that this worker has read since then.
     pub late: u64,
     pub dead_letters: u64,

@@ -260,6 +260,7 @@ mod tests {
     use arrow::datatypes::{DataType, Field};
 
     use super::*;
+    use crate::delta::Maximum;
     use crate::offsets::{Offset, OffsetRange};
 
     fn run(id: &str, start: i64, end: i64) -> Arc<DeltaRun> {
@@ -283,8 +284,11 @@ mod tests {
             unowned: BTreeSet::new(),
         };
         let counted_since = chrono::DateTime::from_timestamp_micros(9);
-        let status = PartitionStatus { event_time_max: Some(7), late: 1, dead_letters: 2, counted_since };
-        let partitions = [(PartitionId(0), status)];
+        let status =
+            PartitionStatus { event_time_max: Maximum::Known(Some(7)), late: 1, dead_letters: 2, counted_since };
+        let none = PartitionStatus { event_time_max: Maximum::Known(None), ..PartitionStatus::default() };
+        let unknown = PartitionStatus::default();
+        let partitions = [(PartitionId(0), status), (PartitionId(1), none), (PartitionId(2), unknown)];
         StreamDelta {
             stream: "s".to_owned(),
             position: end.clone(),

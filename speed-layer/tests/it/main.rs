@@ -1,5 +1,6 @@
 //! Tests of the speed layer as its users see it.
 
+mod maxima;
 mod mutants;
 mod oracle;
 mod real;

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use watershed_shared::clock;
 use watershed_shared::config::{Format, StreamConfig};
-use watershed_shared::delta::{DeltaAnswer, DeltaRun, DeltaService, StreamDelta};
+use watershed_shared::delta::{DeltaAnswer, DeltaRun, DeltaService, Maximum, StreamDelta};
 use watershed_shared::names::DefinitionHash;
 use watershed_shared::offsets::{Cut, Offset, OffsetRange, OffsetVector, PartitionId};
 use watershed_shared::record::{DecodedBatch, event_schema};
@@ -69,6 +69,8 @@ pub(crate) struct Log {
     seeds: Arc<Mutex<StdRng>>,
     /// Readers redeliver and fail.
     pub(crate) hostile: Arc<AtomicBool>,
+    /// In front of each position, as the master dataset says; `None`: it does not answer.
+    pub(crate) maximum: watch::Sender<Option<Maximum>>,
 }
 
 impl Log {
@@ -78,6 +80,7 @@ impl Log {
             end: watch::Sender::new(origins.clone()),
             seeds: Arc::new(Mutex::new(StdRng::seed_from_u64(seed))),
             hostile: Arc::default(),
+            maximum: watch::Sender::new(Some(Maximum::Known(None))),
         }
     }
 
@@ -168,8 +171,10 @@ impl EventSource for Log {
         self.end.subscribe()
     }
 
-    async fn event_time_max(&self, _: PartitionId, _: Offset) -> Result<Option<i64>, SourceError> {
-        Ok(None)
+    async fn event_time_max(&self, _: PartitionId, _: Offset) -> Result<Maximum, SourceError> {
+        let mut maximum = self.maximum.subscribe();
+        let known = maximum.wait_for(Option::is_some).await.map_err(|e| SourceError::Failed(Box::new(e)))?;
+        Ok(known.expect("waited for"))
     }
 }
 
