@@ -111,14 +111,7 @@ impl Serving {
     /// How many events below the answer's position the SQL fails on, counted anew.
     async fn failing(&self, snapshot: &MasterSnapshot, answer: &ViewAnswer, deadline: clock::Instant) -> Result<u64> {
         let (rows, sink) = recounted(snapshot, answer, &answer.origins, &answer.position)?;
-        let engine = &self.inner.engine;
-        let state = engine.session(vec![(Named::Plain("recounted".to_owned()), rows)]);
-        let plan = Query::parse("SELECT count(*) FROM recounted")?.plan(&state).await?;
-        let counted = async {
-            let turn = engine.turn().await?;
-            engine.collect(turn, state, plan).await.map_err(answered)
-        };
-        tokio::time::timeout_at(deadline, counted).await.map_err(|_| late())??;
+        self.rows("recounted", rows, "SELECT count(*) FROM recounted", deadline).await?;
         Ok(sink.take().len() as u64)
     }
 
@@ -203,10 +196,21 @@ impl Serving {
         table: std::result::Result<Arc<dyn TableProvider>, Failure>,
         deadline: clock::Instant,
     ) -> Result<Rows> {
+        let sql = format!("SELECT * FROM \"{}\"", view.replace('"', "\"\""));
+        self.rows(view, table.map_err(answered)?, &sql, deadline).await
+    }
+
+    /// What `sql` gives over the one table `name`, in its turn among the queries.
+    async fn rows(
+        &self,
+        name: &str,
+        table: Arc<dyn TableProvider>,
+        sql: &str,
+        deadline: clock::Instant,
+    ) -> Result<Rows> {
         let engine = &self.inner.engine;
-        let state = engine.session(vec![(Named::Plain(view.to_owned()), table.map_err(answered)?)]);
-        let query = Query::parse(&format!("SELECT * FROM \"{}\"", view.replace('"', "\"\"")))?;
-        let plan = query.plan(&state).await?;
+        let state = engine.session(vec![(Named::Plain(name.to_owned()), table)]);
+        let plan = Query::parse(sql)?.plan(&state).await?;
         let rows = async {
             let turn = engine.turn().await?;
             engine.collect(turn, state, plan).await.map_err(answered)

@@ -60,7 +60,7 @@ pub async fn read(config: &TableConfig) -> Result<DimensionTable, Error> {
                 Some(declared) => {
                     let header = context.read_csv(config.url.as_str(), options.clone()).await;
                     let header = header.map_err(|e| fail(e.to_string()))?;
-                    let schema = in_order_of(header.schema().as_arrow(), declared).map_err(fail)?;
+                    let schema = in_order_of(header.schema().as_arrow(), declared);
                     context.read_csv(config.url.as_str(), options.schema(&schema)).await
                 }
             }
@@ -177,17 +177,13 @@ fn normalize(table: &str, batch: &RecordBatch, declared: Option<&SchemaRef>) -> 
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).expect("built from its own columns"))
 }
 
-/// The declared columns in the order of a file's header; what is not declared as it is.
-fn in_order_of(header: &Schema, declared: &Schema) -> Result<Schema, String> {
-    if let Some(missing) = declared.fields().iter().find(|field| header.index_of(field.name()).is_err()) {
-        return Err(no_column(missing.name(), header));
-    }
-    let text = |name: &str| Arc::new(Field::new(name, DataType::Utf8, true));
+/// The columns of a file's header, each as it is declared; what is not declared as text.
+fn in_order_of(header: &Schema, declared: &Schema) -> Schema {
     let of_header = |field: &Arc<Field>| match declared.index_of(field.name()) {
         Ok(index) => Arc::clone(&declared.fields()[index]),
-        Err(_) => text(field.name()),
+        Err(_) => Arc::new(Field::new(field.name(), DataType::Utf8, true)),
     };
-    Ok(Schema::new(header.fields().iter().map(of_header).collect::<Vec<_>>()))
+    Schema::new(header.fields().iter().map(of_header).collect::<Vec<_>>())
 }
 
 fn no_column(name: &str, found: &Schema) -> String {

@@ -382,11 +382,11 @@ impl Archiver {
     /// Reads until a commit is due.
     async fn fill(&mut self, buffer: &mut Buffer, reader: &mut dyn Reader, shutdown: &CancellationToken) -> Filled {
         loop {
-            let wishes = self.flush.borrow_and_update().clone();
+            let asked = self.flush.borrow_and_update().iter().any(|wish| buffer.completes(wish));
             let deadline = buffer.since().map(|since| since + self.options.commit_interval);
             if buffer.bytes() >= self.options.target_file_size_bytes
                 || deadline.is_some_and(|deadline| deadline <= Instant::now())
-                || wishes.iter().any(|wish| buffer.completes(wish))
+                || asked
             {
                 return Filled::Due;
             }

@@ -68,7 +68,7 @@ mod armed {
     }
 
     /// Two batches that follow each other, as one.
-    pub(super) fn both(first: &DecodedBatch, second: &DecodedBatch) -> DecodedBatch {
+    fn both(first: &DecodedBatch, second: &DecodedBatch) -> DecodedBatch {
         let events = [&first.events, &second.events];
         DecodedBatch {
             range: OffsetRange::new(first.range.start, second.range.end),
