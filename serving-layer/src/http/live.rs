@@ -88,27 +88,24 @@ pub(super) async fn live(request: Request, view: String) -> Result<Response> {
                 continue;
             }
             let next = match read(&request, &view, &select).await {
-                Ok(next) if next.state.definition != shown.definition => {
-                    // Other rows, perhaps of other columns: nothing of what was shown holds.
-                    if sender.send(snapshot(&next)).await.is_err() {
-                        return;
-                    }
-                    shown = next.state;
-                    continue;
-                }
-                Ok(next) => next.state,
+                Ok(next) => next,
                 // The connection ends; the client comes back and is told why.
                 Err(error) => {
                     tracing::info!(%view, %error, "a live view ends");
                     return;
                 }
             };
-            if let Some(delta) = delta(&shown, &next)
-                && sender.send(event("delta", &next.position, &delta)).await.is_err()
+            let change = match next.state.definition == shown.definition {
+                true => delta(&shown, &next.state).map(|delta| event("delta", &next.state.position, &delta)),
+                // Other rows, perhaps of other columns: nothing of what was shown holds.
+                false => Some(snapshot(&next)),
+            };
+            if let Some(change) = change
+                && sender.send(change).await.is_err()
             {
                 return;
             }
-            shown = next;
+            shown = next.state;
             clock::sleep(settings.live_interval).await;
         }
     });
