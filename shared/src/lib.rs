@@ -21,6 +21,7 @@ pub mod record;
 pub mod register;
 pub mod run;
 pub mod schedule;
+pub mod schemas;
 pub mod shard;
 pub mod storage;
 pub mod tables;

@@ -116,6 +116,7 @@ impl Inner {
             log::Error::Archived { partition, .. } | log::Error::OffsetLost { partition, .. } => *partition,
             log::Error::TopicReplaced { .. } => return Err(SourceError::TopicReplaced(error.to_string())),
             log::Error::Denied { .. } => return Err(SourceError::Denied(error.to_string())),
+            log::Error::Schemas { .. } => return Err(SourceError::Schemas(error.to_string())),
             _ => return Err(failed(error)),
         };
         let snapshot = self.master.snapshot().await.map_err(failed)?;

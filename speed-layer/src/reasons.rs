@@ -33,6 +33,7 @@ pub(crate) fn reading(what: &str, error: &ReadError) -> Reason {
         },
         ReadError::Source(SourceError::TopicReplaced(_)) => reason("topic_replaced", message),
         ReadError::Source(SourceError::Denied(_)) => reason("log_denied", message),
+        ReadError::Source(SourceError::Schemas(_)) => reason("schema_registry_unavailable", message),
         ReadError::Source(SourceError::Failed(_)) => reason("log_unavailable", message),
         ReadError::Discontinuity(Discontinuity::Hole { partition, expected, got }) => Reason {
             partition: Some(*partition),

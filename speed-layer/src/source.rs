@@ -22,6 +22,9 @@ pub enum SourceError {
     /// The cluster does not let the user read. It is tried again: somebody may grant it.
     #[error("{0}")]
     Denied(String),
+    /// What the records were written with is not to be had now: the schema registry is away.
+    #[error("{0}")]
+    Schemas(String),
     #[error("{0}")]
     Failed(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

@@ -89,7 +89,7 @@ pub(super) async fn start(
     let mut archives = BTreeMap::new();
     let mut deltas = BTreeMap::new();
     for (name, stream) in &streams {
-        let feeds = stream.feed(parts, shutdown.stage());
+        let feeds = stream.feed(parts, shutdown.stage())?;
         let stage = shutdown.stage();
         archives.insert(name.clone(), start_archiver(parts, stream, &feeds, &views, stage));
         deltas.insert(name.clone(), stream.follow_delta(&peers, stage));

@@ -14,7 +14,7 @@ use watershed_batch_layer::archiver;
 use watershed_serving_layer::Unreachable;
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::config::StreamConfig;
-use watershed_shared::log::{FeedOptions, Health, LogClient, Seed, Seeds, SeedsError, StreamFeed};
+use watershed_shared::log::{self, FeedOptions, Health, LogClient, Seed, Seeds, SeedsError, StreamFeed};
 use watershed_shared::master::MasterDataset;
 use watershed_shared::offsets::{OffsetVector, PartitionId};
 
@@ -23,6 +23,8 @@ use super::truncations::Truncations;
 /// Before a failed feed is renewed, at first; it doubles up to [`MAX_BACKOFF`].
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// While a schema registry is away, which says so at once: it costs little to ask.
+const MAX_REGISTRY_BACKOFF: Duration = Duration::from_secs(5);
 /// A feed that has lived this long had been started rightly: the pause begins anew.
 const GOOD_LIFE: Duration = Duration::from_secs(60);
 
@@ -110,6 +112,10 @@ impl Feeds {
             if started.elapsed() > GOOD_LIFE {
                 backoff = FIRST_BACKOFF;
             }
+            let most = match error {
+                log::Error::Schemas { .. } => MAX_REGISTRY_BACKOFF,
+                _ => MAX_BACKOFF,
+            };
             // Once, not at each attempt.
             if std::mem::replace(&mut said, error.to_string()) != said {
                 warn!(stream, %error, "reading the log failed, and is tried again");
@@ -129,7 +135,7 @@ impl Feeds {
                 _ = feeds.changed() => continue,
                 () = clock::sleep(backoff) => {}
             }
-            backoff = (backoff * 2).min(MAX_BACKOFF);
+            backoff = (backoff * 2).min(most);
             self.renew();
         }
     }

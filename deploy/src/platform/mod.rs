@@ -141,7 +141,7 @@ async fn all(
     let mut archives = BTreeMap::new();
     let mut deltas = BTreeMap::new();
     for (name, stream) in &streams {
-        let feeds = stream.feed(parts, shutdown.stage());
+        let feeds = stream.feed(parts, shutdown.stage())?;
         archives.insert(name.clone(), archive::start_archiver(parts, stream, &feeds, &views, shutdown.stage()));
         let delta = shards::start_worker(parts, stream, &feeds, &views, shutdown.stage()).await;
         let delta = delta.with_context(|| format!("start the speed worker of stream `{name}`"))?;

@@ -110,7 +110,7 @@ pub(super) async fn start_shards(
         config: stream.config.clone(),
         speed: speed.clone(),
         client: parts.client.clone(),
-        feed: stream.feed_options(parts),
+        feed: stream.feed_options(parts)?,
         master: stream.master.clone(),
         origins: stream.origins.clone(),
         state: stream.state.clone(),

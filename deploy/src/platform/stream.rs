@@ -6,12 +6,13 @@ use anyhow::Result;
 use tokio::sync::watch;
 use watershed_serving_layer::LogStatus;
 use watershed_shared::catalog::StreamState;
-use watershed_shared::config::StreamConfig;
+use watershed_shared::config::{Format, StreamConfig};
 use watershed_shared::delta::{DeltaClient, DeltaService, Peers};
 use watershed_shared::log::FeedOptions;
 use watershed_shared::master::MasterDataset;
 use watershed_shared::offsets::OffsetVector;
 use watershed_shared::register::Register;
+use watershed_shared::schemas::{self, Schemas};
 use watershed_shared::task;
 
 use super::Parts;
@@ -67,10 +68,17 @@ impl Stream {
     }
 
     /// How the log of this topic, and of no other with its name, is read.
-    pub(super) fn feed_options(&self, parts: &Parts<'_>) -> FeedOptions {
+    ///
+    /// # Errors
+    /// If the stream's schema registry cannot be asked at all.
+    pub(super) fn feed_options(&self, parts: &Parts<'_>) -> Result<FeedOptions> {
         let mut options = FeedOptions::new(parts.config.speed.window_bytes);
         options.raw.topic_id.clone_from(&self.topic_id);
-        options
+        if let Format::Avro(registry) = &self.config.format {
+            let settings = schemas::Settings::default();
+            options.schemas = Some(Schemas::new(&parts.storage, &self.config.name, registry, settings)?);
+        }
+        Ok(options)
     }
 
     pub(super) fn truncations(&self) -> Truncations {
@@ -79,14 +87,17 @@ impl Stream {
     }
 
     /// A feed of all partitions, kept up until the stage ends.
-    pub(super) fn feed(&self, parts: &Parts<'_>, stage: &mut Stage) -> Arc<Feeds> {
+    ///
+    /// # Errors
+    /// As [`feed_options`](Self::feed_options).
+    pub(super) fn feed(&self, parts: &Parts<'_>, stage: &mut Stage) -> Result<Arc<Feeds>> {
         let truncations = self.truncations();
         let seeds = Arc::new(Archived {
             master: self.master.clone(),
             origins: self.origins.clone(),
             truncations: truncations.clone(),
         });
-        let (options, stop) = (self.feed_options(parts), stage.stop.clone());
+        let (options, stop) = (self.feed_options(parts)?, stage.stop.clone());
         let feeds = Feeds::start(parts.client.clone(), self.config.clone(), seeds, options, truncations, stop);
         let feeds = Arc::new(feeds);
         stage.tasks.push(task::spawn("keep feed", Arc::clone(&feeds).keep()));
@@ -99,6 +110,6 @@ impl Stream {
             });
         };
         stage.tasks.push(task::spawn("watch the log", Arc::clone(&feeds).watch_health(note)));
-        feeds
+        Ok(feeds)
     }
 }

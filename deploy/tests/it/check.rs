@@ -119,8 +119,6 @@ fn without_a_file_there_is_nothing_to_check() {
 
 #[test]
 fn what_is_not_there_yet_is_refused() {
-    let avro = ("2:10", "`format`: `avro` is not there yet");
-    wrong("[stream.s]\nformat = \"avro\"\ncolumns = \"n BIGINT\"\n", &[avro]);
     wrong("[storage]\nurl = \"s3://bucket/x\"\n", &[("2:7", "`url`: `s3://` is not there yet")]);
     let dir = tempfile::tempdir().expect("a folder");
     std::fs::write(dir.path().join("watershed.toml"), "[storage]\nurl = \"s3://bucket/x\"\n").expect("a file");

@@ -1,6 +1,7 @@
 //! Tests of the whole program.
 
 mod acls;
+mod avro;
 mod backlog;
 mod boundary;
 mod brokers;

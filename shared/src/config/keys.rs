@@ -229,13 +229,21 @@ pub(super) static STREAM: Section = Section {
             Default("1"),
             "Sets of partitions that one speed worker owns together; fixed once the stream has been started.",
         ),
-        key("format", "json | csv | text", Default("\"json\""), "How a record's value is read; avro is not there yet."),
+        key("format", "json | csv | text | avro", Default("\"json\""), "How a record's value is read."),
         key(
             "delimiter",
             "character",
             Default("\",\""),
             "Between fields, only with format = \"csv\"; \"\\t\" for a tab.",
         ),
+        key(
+            "schema_registry",
+            "URL",
+            Optional("\"http://localhost:8081\""),
+            "Only with format = \"avro\", which needs it: the registry (Confluent's API) that has the schemas of the records. The\ncertificates by which https:// is trusted are the system's, or those of $SSL_CERT_FILE.",
+        ),
+        key("schema_registry_user", "text", Optional("\"watershed\""), "Of the registry (basic authentication)."),
+        key("schema_registry_password", "text", Optional("\"secret\""), "Of the registry's user."),
         key("event_time", "column", Optional("\"at\""), "The TIMESTAMP column that holds the event time."),
         key(
             "allowed_lateness",

@@ -220,7 +220,8 @@ impl StreamConfig {
                 put("delimiter", char::from(*delimiter).to_string());
             }
             Format::Text => put("format", "text".to_owned()),
-            Format::Avro => put("format", "avro".to_owned()),
+            // Another URL may well be the same registry; what an id stands for is settled elsewhere, once.
+            Format::Avro(_) => put("format", "avro".to_owned()),
         }
         if let Some(event_time) = &self.event_time {
             put("event_time", event_time.clone());
@@ -255,8 +256,27 @@ pub enum Format {
     Csv { delimiter: u8 },
     /// The single column `line VARCHAR`.
     Text,
-    /// Confluent-framed Avro.
-    Avro,
+    /// Avro in Confluent's wire format, the writers' schemas in a registry.
+    Avro(SchemaRegistryConfig),
+}
+
+/// A schema registry that keeps to Confluent's API.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SchemaRegistryConfig {
+    /// Ends with a slash; without user and password.
+    pub url: Url,
+    pub user: Option<String>,
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for SchemaRegistryConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Not the password.
+        f.debug_struct("SchemaRegistryConfig")
+            .field("url", &self.url.as_str())
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
 }
 
 /// `[table.NAME]`: a dimension table that views may join.

@@ -11,7 +11,7 @@ use url::Url;
 
 use super::load::path_url;
 use super::reader::{Reader, nearest};
-use super::{EpochUnit, Format, StreamConfig, TableConfig};
+use super::{EpochUnit, Format, SchemaRegistryConfig, StreamConfig, TableConfig};
 use crate::columns::{Columns, parse_columns};
 
 pub(super) fn stream(reader: &Reader<'_, '_, '_>, name: &str) -> Option<StreamConfig> {
@@ -123,19 +123,65 @@ fn format(reader: &Reader<'_, '_, '_>) -> Option<Format> {
         [byte] if byte.is_ascii() && !matches!(byte, b'"' | b'\n' | b'\r') => Ok(*byte),
         _ => Err(format!("`{text}` is not one ASCII character other than a quote or a line break")),
     });
-    if format != "csv" && reader.is_given("delimiter") {
-        let at = reader.raw("delimiter").map_or(0, |value| value.span().start);
-        reader.error(at, format!("`delimiter` is only for format = \"csv\"; this stream has format = \"{format}\""));
+    const KEYS: [(&str, &str); 4] = [
+        ("delimiter", "csv"),
+        ("schema_registry", "avro"),
+        ("schema_registry_user", "avro"),
+        ("schema_registry_password", "avro"),
+    ];
+    for (key, only) in KEYS {
+        if format != only && reader.is_given(key) {
+            let at = reader.raw(key).map_or(0, |value| value.span().start);
+            reader.error(at, format!("`{key}` is only for format = \"{only}\"; this stream has format = \"{format}\""));
+        }
     }
     Some(match format {
         "csv" => Format::Csv { delimiter: delimiter?.value },
         "text" => Format::Text,
-        "avro" => {
-            reader.error(found.at, "`format`: `avro` is not there yet: use json, csv or text");
-            return None;
-        }
+        "avro" => Format::Avro(schema_registry(reader, found.at)?),
         _ => Format::Json,
     })
+}
+
+/// `format_at`: where the stream says that it needs one.
+fn schema_registry(reader: &Reader<'_, '_, '_>, format_at: usize) -> Option<SchemaRegistryConfig> {
+    if !reader.is_given("schema_registry") {
+        let message = "`format`: an avro stream needs the registry that has the schemas of its records, as in \
+                       `schema_registry = \"http://localhost:8081\"`";
+        reader.error(format_at, message);
+        return None;
+    }
+    let url = reader.parsed("schema_registry", registry_url);
+    let text = |key: &str| {
+        if !reader.is_given(key) {
+            return Some(None);
+        }
+        reader.parsed(key, |text| Ok::<_, String>(text.to_owned())).map(|found| Some(found.value))
+    };
+    let (user, password) = (text("schema_registry_user"), text("schema_registry_password"));
+    if let (Some(None), Some(Some(_))) = (&user, &password) {
+        let at = reader.raw("schema_registry_password").map_or(0, |value| value.span().start);
+        reader.error(at, "`schema_registry_password` needs `schema_registry_user`");
+        return None;
+    }
+    Some(SchemaRegistryConfig { url: url?.value, user: user?, password: password? })
+}
+
+fn registry_url(text: &str) -> Result<Url, String> {
+    let mut url = Url::parse(text).map_err(|error| format!("`{text}` is not a URL: {error}"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("`{}://` is none of http://, https://", url.scheme()));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("user and password stand in `schema_registry_user` and `schema_registry_password`".to_owned());
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("the registry's URL has no `?` and no `#`".to_owned());
+    }
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    Ok(url)
 }
 
 fn text_columns(reader: &Reader<'_, '_, '_>) -> Option<Columns> {

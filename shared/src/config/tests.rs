@@ -111,10 +111,11 @@ fn the_reference_is_a_configuration_with_the_defaults() {
             _ => format!("{line}\n"),
         })
         .collect();
-    // One name for stream, table and view stands for three; a delimiter is for another format.
+    // One name for stream, table and view stands for three; a delimiter is for another format than a registry.
     let full = full
         .replace("[table.example]", "[table.t]")
         .replace("[view.example]", "[view.v]")
+        .replace("format = \"json\"", "format = \"avro\"")
         .replace("delimiter = \",\"", "");
     let config = good(&full);
     assert_eq!((config.streams.len(), config.tables.len(), config.views.len()), (1, 1, 1));
@@ -429,7 +430,40 @@ fn formats_of_streams() {
         &with_stream("delimiter = \";\""),
         &["3:13: `delimiter` is only for format = \"csv\"; this stream has format = \"json\""],
     );
-    wrong(&with_stream("format = \"avro\""), &["3:10: `format`: `avro` is not there yet: use json, csv or text"]);
+}
+
+#[test]
+fn schema_registries_of_streams() {
+    wrong(
+        &with_stream("format = \"avro\""),
+        &[
+            "3:10: `format`: an avro stream needs the registry that has the schemas of its records, as in `schema_registry = \"http://localhost:8081\"`",
+        ],
+    );
+    wrong(
+        &with_stream("schema_registry = \"http://r\""),
+        &["3:19: `schema_registry` is only for format = \"avro\"; this stream has format = \"json\""],
+    );
+    let avro = |keys: &str| with_stream(&format!("format = \"avro\"\n{keys}"));
+    for (url, message) in [
+        ("localhost:8081", "`localhost://` is none of http://, https://"),
+        ("r", "`r` is not a URL: relative URL without a base"),
+        ("http://u:p@r", "user and password stand in `schema_registry_user` and `schema_registry_password`"),
+        ("http://r?x=1", "the registry's URL has no `?` and no `#`"),
+    ] {
+        wrong(&avro(&format!("schema_registry = \"{url}\"")), &[&format!("4:19: `schema_registry`: {message}")]);
+    }
+    wrong(
+        &avro("schema_registry = \"http://r\"\nschema_registry_password = \"p\""),
+        &["5:28: `schema_registry_password` needs `schema_registry_user`"],
+    );
+    let keys =
+        "schema_registry = \"https://r/apis/v7\"\nschema_registry_user = \"u\"\nschema_registry_password = \"pass\"";
+    let config = good(&avro(keys));
+    let Format::Avro(registry) = &config.streams["s"].format else { panic!("{config:?}") };
+    assert_eq!(registry.url.as_str(), "https://r/apis/v7/");
+    assert_eq!((registry.user.as_deref(), registry.password.as_deref()), (Some("u"), Some("pass")));
+    assert!(!format!("{config:?}").contains("\"pass\""), "passwords are not shown");
 }
 
 #[test]

@@ -38,6 +38,13 @@ impl Fault {
         self
     }
 
+    /// Adds by which schema the record was read.
+    #[cold]
+    pub(super) fn of_schema(mut self: Box<Self>, id: impl std::fmt::Display) -> Box<Self> {
+        self.message = format!("{} (schema {id})", self.message);
+        self
+    }
+
     pub(super) fn message(mut self) -> String {
         if self.path.is_empty() {
             return self.message;

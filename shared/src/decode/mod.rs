@@ -6,15 +6,15 @@
 //!
 //! # Records
 //!
-//! | | json | csv | text |
-//! |---|---|---|---|
-//! | a record is | one object | one row, its fields in the columns' order | one value of `line VARCHAR` |
-//! | NULL | `null`, or the field is missing | an empty field, in quotes or not | |
-//! | unknown, or too many | unknown fields are ignored, if they are JSON | dead letter | |
-//! | too few | NULL | dead letter | |
-//! | tombstone | counted, skipped | counted, skipped | counted, skipped |
-//! | empty value | dead letter | dead letter | the empty line |
-//! | invalid UTF-8 | dead letter | dead letter | dead letter |
+//! | | json | csv | text | avro |
+//! |---|---|---|---|---|
+//! | a record is | one object | one row, its fields in the columns' order | one value of `line VARCHAR` | one record, framed as Confluent does |
+//! | NULL | `null`, or the field is missing | an empty field, in quotes or not | | `null`, or the writer's schema lacks the field |
+//! | unknown, or too many | unknown fields are ignored, if they are JSON | dead letter | | fields that are no columns are passed over |
+//! | too few | NULL | dead letter | | NULL |
+//! | tombstone | counted, skipped | counted, skipped | counted, skipped | counted, skipped |
+//! | empty value | dead letter | dead letter | the empty line | dead letter |
+//! | invalid UTF-8 | dead letter | dead letter | dead letter | dead letter, in a VARCHAR |
 //!
 //! JSON is RFC 8259, strictly: blanks (line ends among them) may stand around its tokens, nothing else may stand before or
 //! behind the object. Of a field that stands twice in one object the last one counts, and each must fit; a key that stands
@@ -45,7 +45,33 @@
 //! A CSV field is read like a JSON string of that text, but BOOLEAN is `true` or `false` in any case, and
 //! JSON, STRUCT, LIST and MAP are JSON in the field. Text of numbers may begin with `+` and have leading zeros.
 //! Blanks around a value are not cut off.
+//!
+//! # Avro
+//!
+//! The columns are the reader's schema, without defaults; fields find their columns by name, with regard to case.
+//!
+//! | type | from the writer's | dead letter |
+//! |---|---|---|
+//! | BOOLEAN | boolean | |
+//! | INT | int | long |
+//! | BIGINT | int, long | |
+//! | REAL | int, long, float: the nearest float | double |
+//! | DOUBLE | int, long, float, double | |
+//! | DECIMAL(p, s) | decimal (bytes or fixed) of any scale, exactly; strings as in JSON | digits behind the point that would have to be rounded; too large |
+//! | VARCHAR | string, bytes in UTF-8, enum (its symbol), uuid (string or fixed) | symbols of more than 255 bytes |
+//! | VARBINARY | bytes, string, fixed | |
+//! | DATE | date, int (days); strings as in JSON | years before 0000 and past 9999 |
+//! | TIMESTAMP | timestamp-millis, -micros, -nanos, local-timestamp-… as if in UTC; with `epoch_units` also int and long; strings as in JSON | numbers without a unit; years before 0000 and past 9999 |
+//! | JSON | strings, or bytes, that hold JSON | the rest |
+//! | STRUCT | record | |
+//! | LIST | array | |
+//! | MAP | map; keys as in csv | a key twice |
+//!
+//! A union is read by the branch that the record has: only a branch that does not fit makes a dead letter, and `null` where
+//! the column is NOT NULL. Another byte than 0 before the record, an id that the registry does not know, a schema that is none,
+//! bytes that are missing or left over are dead letters; a registry that does not answer is waited for.
 
+mod avro;
 mod batch;
 mod column;
 mod csv;
@@ -56,11 +82,13 @@ mod system;
 mod time;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, SchemaRef};
 
+use self::avro::Avro;
+pub use self::avro::{SchemaId, WriterSchema};
 pub use self::batch::ConcatError;
 use self::column::{Column, Meanings, Members, Values};
 use self::fault::{Fault, Result};
@@ -74,8 +102,6 @@ use crate::record::{self, DeadLetter, DecodedBatch, RawBatch, RawRecord};
 /// Why a stream as it is declared cannot be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    #[error("format `avro` is not built in yet: use json, csv or text. stream=`{stream}`")]
-    AvroNotBuiltIn { stream: String },
     #[error(
         "a text stream has the single column `line VARCHAR`: declare it, or leave the columns out. stream=`{stream}`"
     )]
@@ -131,6 +157,7 @@ pub struct Decoder {
     /// Its position among the user's columns.
     event_time: Option<usize>,
     max_ahead_micros: i64,
+    avro: Avro,
     scratch: Scratch,
 }
 
@@ -140,7 +167,6 @@ impl Decoder {
     pub fn new(config: &StreamConfig) -> Result<Self, Error> {
         let stream = || config.name.clone();
         match config.format {
-            Format::Avro => return Err(Error::AvroNotBuiltIn { stream: stream() }),
             Format::Csv { delimiter } if !delimiter.is_ascii() || matches!(delimiter, b'"' | b'\n' | b'\r') => {
                 return Err(Error::Delimiter { stream: stream(), delimiter });
             }
@@ -150,7 +176,7 @@ impl Decoder {
                     return Err(Error::TextColumns { stream: stream() });
                 }
             }
-            Format::Json | Format::Csv { .. } => {}
+            Format::Json | Format::Csv { .. } | Format::Avro(_) => {}
         }
         let event_time = config.event_time.as_ref().map(|column| {
             let (i, field) = (config.columns.column_with_name(column))
@@ -167,8 +193,22 @@ impl Decoder {
             root: root(config)?,
             event_time: event_time.transpose()?,
             max_ahead_micros: i64::try_from(config.max_ahead.as_micros()).unwrap_or(i64::MAX),
+            avro: Avro::default(),
             scratch: Scratch::default(),
         })
+    }
+
+    /// The writers' schemas of the records of `raw` that it has not learned yet; none unless the format is Avro.
+    pub fn unknown_schemas(&self, raw: &RawBatch) -> BTreeSet<SchemaId> {
+        match self.format {
+            Format::Avro(_) => self.avro.unknown(raw.records.iter().filter_map(|record| record.value.as_deref())),
+            Format::Json | Format::Csv { .. } | Format::Text => BTreeSet::new(),
+        }
+    }
+
+    /// Takes note of what `id` stands for.
+    pub fn learn(&mut self, id: SchemaId, schema: &WriterSchema) {
+        self.avro.learn(id, schema, &self.root);
     }
 
     /// The schema of [`DecodedBatch::events`].
@@ -181,7 +221,8 @@ impl Decoder {
     /// `max`: the partition's running maximum before the first record; afterwards that behind the last one.
     ///
     /// # Panics
-    /// If the records hold 2 GiB or more together: no log gives out such batches.
+    /// If the records hold 2 GiB or more together: no log gives out such batches. If one of the
+    /// [`unknown_schemas`](Self::unknown_schemas) was not learned before.
     pub fn decode(&mut self, raw: &RawBatch, max: &mut RunningMaximum) -> DecodedBatch {
         let bytes: usize = raw.records.iter().map(record_bytes).sum();
         assert!(bytes < i32::MAX as usize, "a batch of records holds less than 2 GiB. bytes=`{bytes}`");
@@ -224,6 +265,9 @@ impl Decoder {
         if value.is_empty() && self.format != Format::Text {
             return Err(Fault::record("the value is empty"));
         }
+        if let Format::Avro(_) = self.format {
+            return self.avro.append(value, &mut self.root, &mut self.scratch);
+        }
         let text = std::str::from_utf8(value)
             .map_err(|e| Fault::record(format!("invalid UTF-8 at byte {}", e.valid_up_to())))?;
         match self.format {
@@ -234,7 +278,7 @@ impl Decoder {
                 self.root.nulls.append_non_null();
                 Ok(())
             }
-            Format::Avro => unreachable!("refused by Decoder::new"),
+            Format::Avro(_) => unreachable!("is no text"),
         }
     }
 

@@ -63,6 +63,23 @@ pub(super) fn parse_epoch(text: &str, unit: EpochUnit) -> Result<i64, TimeFault>
     }
 }
 
+/// Microseconds since the epoch of `number` units; what is finer is cut off, toward the earlier time.
+pub(super) fn epoch_micros(number: i64, unit: EpochUnit) -> Result<i64, TimeFault> {
+    let micros = match unit {
+        EpochUnit::Seconds => number.checked_mul(MICROS_PER_SECOND),
+        EpochUnit::Milliseconds => number.checked_mul(1_000),
+        EpochUnit::Microseconds => Some(number),
+        EpochUnit::Nanoseconds => Some(number.div_euclid(1_000)),
+    };
+    in_range(micros.ok_or(TimeFault::OutOfRange)?)
+}
+
+/// Whether the day, counted from 1970-01-01, is one of the years 0000 to 9999.
+pub(super) fn is_date(days: i32) -> bool {
+    let start = i64::from(days) * SECONDS_PER_DAY * MICROS_PER_SECOND;
+    in_range(start).is_ok()
+}
+
 fn in_range(micros: i64) -> Result<i64, TimeFault> {
     if (LEAST_MICROS..END_MICROS).contains(&micros) { Ok(micros) } else { Err(TimeFault::OutOfRange) }
 }

@@ -105,6 +105,9 @@ pub enum Error {
     /// The stream's configuration has no decoder.
     #[error("the stream cannot be decoded. stream=`{stream}`, detail=`{detail}`")]
     Decoder { stream: String, detail: String },
+    /// What the records were written with cannot be told now. It may be soon: try again.
+    #[error("a writer's schema is not to be had: {detail}. stream=`{stream}`")]
+    Schemas { stream: String, detail: String },
     /// The part was told to end.
     #[error("the log reader has been shut down")]
     Shutdown,
@@ -142,6 +145,6 @@ impl Error {
 
     /// Whether nothing but the connection is in the way, so that trying the same again later can succeed.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Login { .. } | Self::Tls { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Login { .. } | Self::Tls { .. } | Self::Schemas { .. })
     }
 }

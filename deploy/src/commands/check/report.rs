@@ -132,7 +132,7 @@ impl StreamReport {
                 Format::Json => "json",
                 Format::Csv { .. } => "csv",
                 Format::Text => "text",
-                Format::Avro => "avro",
+                Format::Avro(_) => "avro",
             },
             partitions: stream.partitions,
             shards: stream.shards,

@@ -150,6 +150,12 @@ async fn find(args: &ProduceArgs, platform: &PlatformArgs) -> Outcome<(Option<St
 /// What cannot work is refused before anything is published.
 fn check_arguments(args: &ProduceArgs, stream: Option<&StreamConfig>, sink: &Sink) -> Outcome {
     let refuse = |message: String| Err(Failure::Usage(message));
+    if let Some(StreamConfig { format: Format::Avro(_), name, .. }) = stream {
+        return refuse(format!(
+            "stream `{name}` has format = \"avro\", and lines are no Avro records: publish with a Kafka client and the Avro \
+             serializer of its schema registry"
+        ));
+    }
     if args.input == Input::Csv
         && let Some(StreamConfig { format: format @ (Format::Csv { .. } | Format::Text), name, .. }) = stream
     {

@@ -3,12 +3,13 @@
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
+use super::avro;
 use super::random::{Value, bare, ddl, object, read, value};
 use super::*;
 use crate::decode::column::Column;
 
 /// Runs `property` with many generators; a failure prints the seed that repeats it.
-fn check_property(runs: u64, property: impl Fn(&mut StdRng)) {
+pub(super) fn check_property(runs: u64, property: impl Fn(&mut StdRng)) {
     let first: u64 = match std::env::var("WATERSHED_SEEDS") {
         Ok(seed) => seed.parse().expect("WATERSHED_SEEDS is a number"),
         Err(_) => rand::random(),
@@ -22,7 +23,7 @@ fn check_property(runs: u64, property: impl Fn(&mut StdRng)) {
     }
 }
 
-fn row_of(batch: &DecodedBatch, row: usize) -> Vec<Value> {
+pub(super) fn row_of(batch: &DecodedBatch, row: usize) -> Vec<Value> {
     batch.events.columns()[record::SYSTEM_COLUMNS.len()..].iter().map(|c| read(c.as_ref(), row)).collect()
 }
 
@@ -44,7 +45,7 @@ fn csv_record(rng: &mut StdRng, config: &StreamConfig, row: &[Value]) -> String 
     fields.join(",")
 }
 
-fn random_stream(rng: &mut StdRng, format: Format) -> StreamConfig {
+pub(super) fn random_stream(rng: &mut StdRng, format: Format) -> StreamConfig {
     let mut config = stream(format, &ddl(rng, 3));
     config.event_time = Some("at".into());
     config
@@ -117,12 +118,14 @@ fn damaged(rng: &mut StdRng, config: &StreamConfig) -> RawBatch {
     let mut values: Vec<Vec<u8>> = vec![];
     for row in &rows {
         let mut text = String::new();
-        if config.format == Format::Json {
-            object(rng, config.columns.fields(), row, &mut text);
-        } else {
-            text = csv_record(rng, config, row);
-        }
-        values.push(text.into_bytes());
+        values.push(match config.format {
+            Format::Avro(_) => avro::record(config, row),
+            Format::Json => {
+                object(rng, config.columns.fields(), row, &mut text);
+                text.into_bytes()
+            }
+            _ => csv_record(rng, config, row).into_bytes(),
+        });
     }
     for i in 0..values.len() {
         if rng.random_bool(0.5) {
@@ -159,8 +162,21 @@ fn damaged(rng: &mut StdRng, config: &StreamConfig) -> RawBatch {
     batch
 }
 
+/// A decoder that knows the schemas of the records of `raw`, as far as there are any.
+fn decoder(config: &StreamConfig, raw: &RawBatch) -> Decoder {
+    let mut decoder = Decoder::new(config).unwrap();
+    for id in decoder.unknown_schemas(raw) {
+        decoder.learn(id, &avro::canonical(config, id));
+    }
+    decoder
+}
+
 fn any_format(rng: &mut StdRng) -> Format {
-    if rng.random() { Format::Json } else { CSV }
+    match rng.random_range(0..3) {
+        0 => Format::Json,
+        1 => CSV,
+        _ => avro::format(),
+    }
 }
 
 #[test]
@@ -170,9 +186,9 @@ fn a_record_decodes_in_a_batch_as_it_does_alone() {
         let config = random_stream(rng, format);
         let raw = damaged(rng, &config);
         let mut together = RunningMaximum { event_time_max: None };
-        let batch = Decoder::new(&config).unwrap().decode(&raw, &mut together);
+        let batch = decoder(&config, &raw).decode(&raw, &mut together);
         let mut alone = RunningMaximum { event_time_max: None };
-        let mut decoder = Decoder::new(&config).unwrap();
+        let mut decoder = decoder(&config, &raw);
         let (mut events, mut dead, mut tombstones, mut ahead) = (0, 0, 0, 0);
         for record in &raw.records {
             let range = OffsetRange::new(record.offset, Offset(record.offset.0 + 1));
@@ -215,7 +231,7 @@ fn a_part_of_a_batch_is_what_its_records_decode_to() {
         let config = random_stream(rng, format);
         let raw = damaged(rng, &config);
         let start = RunningMaximum { event_time_max: rng.random_bool(0.5).then(|| rng.random_range(0..1_000)) };
-        let mut decoder = Decoder::new(&config).unwrap();
+        let mut decoder = decoder(&config, &raw);
         let whole = decoder.decode(&raw, &mut start.clone());
         for offset in raw.range.start.0 - 1..=raw.range.end.0 + 1 {
             let (below, from) = whole.clone().split_at(Offset(offset));

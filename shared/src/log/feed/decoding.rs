@@ -9,11 +9,15 @@ use crate::decode::{Decoder, RunningMaximum};
 use crate::log::error::{Error, Result};
 use crate::offsets::PartitionId;
 use crate::record::{DecodedBatch, RawBatch, RawRecord};
+use crate::schemas::Schemas;
 
 /// A decoder with the running maximum of each partition.
 #[derive(Debug)]
 pub(super) struct Decoding {
     decoder: Decoder,
+    stream: String,
+    /// What a decoder of Avro learns from.
+    schemas: Option<Schemas>,
     maxima: BTreeMap<PartitionId, RunningMaximum>,
 }
 
@@ -21,16 +25,21 @@ impl Decoding {
     /// `maxima`: the running maximum in front of the first record that will be decoded, in microseconds.
     pub(super) fn new(
         config: &StreamConfig,
+        schemas: Option<&Schemas>,
         maxima: impl IntoIterator<Item = (PartitionId, Option<i64>)>,
     ) -> Result<Self> {
         let decoder =
             Decoder::new(config).map_err(|e| Error::Decoder { stream: config.name.clone(), detail: e.to_string() })?;
         let maxima = maxima.into_iter().map(|(p, event_time_max)| (p, RunningMaximum { event_time_max })).collect();
-        Ok(Self { decoder, maxima })
+        Ok(Self { decoder, stream: config.name.clone(), schemas: schemas.cloned(), maxima })
     }
 
     /// Decodes the next batch of its partition on a thread that may be busy for a while.
+    ///
+    /// # Errors
+    /// [`Error::Schemas`] if what a writer's schema is cannot be told now.
     pub(super) async fn decode(mut self, raw: RawBatch) -> Result<(Self, DecodedBatch)> {
+        self.learn(&raw).await?;
         let decode = move || {
             let maximum = self.maxima.entry(raw.partition).or_default();
             let mut decoded = self.decoder.decode(&raw, maximum);
@@ -41,6 +50,20 @@ impl Decoding {
             (self, decoded)
         };
         tokio::task::spawn_blocking(decode).await.map_err(|e| Error::client("decode a batch", e))
+    }
+
+    async fn learn(&mut self, raw: &RawBatch) -> Result<()> {
+        let unknown = self.decoder.unknown_schemas(raw);
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let failed = |detail: String| Error::Schemas { stream: self.stream.clone(), detail };
+        let schemas = self.schemas.as_ref().ok_or_else(|| failed("this reader has no schema registry".to_owned()))?;
+        let settled = schemas.settle(unknown).await.map_err(|e| failed(e.to_string()))?;
+        for (id, schema) in settled {
+            self.decoder.learn(id, &schema);
+        }
+        Ok(())
     }
 }
 

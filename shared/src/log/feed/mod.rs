@@ -22,6 +22,7 @@ use super::error::{Error, Result};
 use super::raw::{Health, RawReader, RawReaderOptions, Reports};
 use crate::config::StreamConfig;
 use crate::offsets::{Offset, OffsetVector, PartitionId};
+use crate::schemas::Schemas;
 use crate::{clock, task};
 
 /// Where the master dataset of a partition ends: decoding from the log begins there.
@@ -53,11 +54,13 @@ pub struct FeedOptions {
     /// Bytes of decoded batches that the window holds.
     pub window_bytes: usize,
     pub raw: RawReaderOptions,
+    /// Of a stream whose format is Avro: what its writers' schemas are.
+    pub schemas: Option<Schemas>,
 }
 
 impl FeedOptions {
     pub fn new(window_bytes: usize) -> Self {
-        Self { window_bytes, raw: RawReaderOptions::default() }
+        Self { window_bytes, raw: RawReaderOptions::default(), schemas: None }
     }
 }
 
@@ -107,6 +110,7 @@ impl StreamFeed {
                 closed: false,
             }),
             raw: options.raw,
+            schemas: options.schemas,
             changes: watch::Sender::new(0),
             wake: Notify::new(),
             reports: Reports::default(),
@@ -155,6 +159,7 @@ struct Shared {
     config: StreamConfig,
     seeds: Arc<dyn Seeds>,
     raw: RawReaderOptions,
+    schemas: Option<Schemas>,
     state: Mutex<State>,
     /// Told of each change that readers wait for.
     changes: watch::Sender<u64>,
@@ -357,7 +362,8 @@ async fn fetch_while_wanted(shared: &Shared) -> Result<Wanted> {
     }
     let seeds = shared.seeds().await?;
     let from = seeds.iter().map(|(p, s)| (*p, s.archived_until)).collect();
-    let mut decoding = Decoding::new(&shared.config, seeds.iter().map(|(p, s)| (*p, s.event_time_max)))?;
+    let maxima = seeds.iter().map(|(p, s)| (*p, s.event_time_max));
+    let mut decoding = Decoding::new(&shared.config, shared.schemas.as_ref(), maxima)?;
     let leader_epochs = seeds.iter().filter_map(|(p, s)| Some((*p, s.leader_epoch?))).collect();
     let options = RawReaderOptions { leader_epochs, ..shared.raw.clone() };
     let mut raw = open_patiently(shared, &from, options, &shared.reports).await?;

@@ -95,7 +95,7 @@ async fn read(
     sender: &mpsc::Sender<Result<DecodedBatch>>,
 ) -> Result<()> {
     let Beginning { from, maxima } = begin(shared, position, maxima).await?;
-    let mut decoding = Decoding::new(&shared.config, maxima)?;
+    let mut decoding = Decoding::new(&shared.config, shared.schemas.as_ref(), maxima)?;
     // What it sees of the log's end is of no interest: the shared fetch reports that.
     let mut raw = match open_patiently(shared, &from, shared.raw.clone(), &Reports::default()).await {
         Err(lost @ Error::OffsetLost { .. }) => return Err(archived_or(shared, lost).await),

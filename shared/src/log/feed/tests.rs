@@ -88,7 +88,7 @@ impl Fixture {
     fn feed(&self, archived: &Arc<Archived>, window_bytes: usize, batch: usize) -> StreamFeed {
         let raw = RawReaderOptions { max_batch_records: batch, queued_batches: 1, ..RawReaderOptions::default() };
         let seeds: Arc<dyn Seeds> = Arc::<Archived>::clone(archived);
-        let options = FeedOptions { window_bytes, raw };
+        let options = FeedOptions { raw, ..FeedOptions::new(window_bytes) };
         StreamFeed::start(self.client.clone(), self.config.clone(), seeds, options, CancellationToken::new())
     }
 
