@@ -76,8 +76,8 @@ pub(super) fn epoch_micros(number: i64, unit: EpochUnit) -> Result<i64, TimeFaul
 
 /// Whether the day, counted from 1970-01-01, is one of the years 0000 to 9999.
 pub(super) fn is_date(days: i32) -> bool {
-    let start = i64::from(days) * SECONDS_PER_DAY * MICROS_PER_SECOND;
-    in_range(start).is_ok()
+    let seconds = i64::from(days) * SECONDS_PER_DAY;
+    (LEAST_MICROS / MICROS_PER_SECOND..END_MICROS / MICROS_PER_SECOND).contains(&seconds)
 }
 
 fn in_range(micros: i64) -> Result<i64, TimeFault> {

@@ -344,12 +344,10 @@ fn texts_bytes_enums_and_uuids() {
 fn dates_and_timestamps_of_every_unit() {
     check("DATE", logical("int", "date"), Datum::Date(19_000), Ok("2022-01-08"));
     check("DATE", json!("string"), Datum::String("2022-01-08".into()), Ok("2022-01-08"));
-    check(
-        "DATE",
-        logical("int", "date"),
-        Datum::Date(2_932_897),
-        Err("expected DATE, got day 2932897: out of range, years 0000 to 9999 can be kept"),
-    );
+    for days in [2_932_897, -719_529, i32::MAX, i32::MIN] {
+        let error = format!("expected DATE, got day {days}: out of range, years 0000 to 9999 can be kept");
+        check("DATE", logical("int", "date"), Datum::Date(days), Err(&error));
+    }
     let at = "TIMESTAMP";
     let millis = |name: &str| logical("long", name);
     check(at, millis("timestamp-millis"), Datum::TimestampMillis(-1), Ok("1969-12-31T23:59:59.999Z"));
