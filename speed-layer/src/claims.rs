@@ -23,6 +23,8 @@ const HAND_OVER: Duration = Duration::from_secs(600);
 /// Between two looks at least, and at most.
 const LEAST_LOOK: Duration = Duration::from_millis(50);
 const MOST_LOOK: Duration = Duration::from_secs(1);
+/// Questions in a row without an answer that make an owner silent: one may have met a pause of this process.
+const LEAST_UNANSWERED: u32 = 2;
 
 /// What claims are made with.
 #[derive(Debug)]
@@ -60,11 +62,27 @@ struct Watched {
     since: Instant,
     /// It answered last, or was first seen.
     answered: Instant,
+    /// Questions since then.
+    unanswered: u32,
 }
 
 impl Watched {
     fn new(epoch: u64) -> Self {
-        Self { epoch, since: Instant::now(), answered: Instant::now() }
+        Self { epoch, since: Instant::now(), answered: Instant::now(), unanswered: 0 }
+    }
+
+    fn note(&mut self, answered: bool) {
+        if answered {
+            (self.answered, self.unanswered) = (Instant::now(), 0);
+        } else {
+            self.unanswered += 1;
+        }
+    }
+
+    /// SUBTLE: time alone says nothing of the owner. It also passes while this process stands still, or waits for the
+    /// storage with a claim of another shard, and asks nobody.
+    fn is_silent(&self, timeout: Duration) -> bool {
+        self.unanswered >= LEAST_UNANSWERED && self.answered.elapsed() >= timeout
     }
 }
 
@@ -194,25 +212,24 @@ impl Claims {
         }
     }
 
-    /// Whether the owner has not answered for `owner_timeout`, on this process's clock.
+    /// Whether the owner has been asked, and has not answered for `owner_timeout` on this process's clock.
     fn is_silent(&self, owner: &Ownership) -> bool {
         let watched = self.watched.get(&owner.shard).filter(|watched| watched.epoch == owner.epoch);
-        watched.is_some_and(|watched| watched.answered.elapsed() >= self.options.owner_timeout)
+        watched.is_some_and(|watched| watched.is_silent(self.options.owner_timeout))
     }
 
     /// Looks whether the owner answers, and how far it is.
     async fn ask(&mut self, owner: &Ownership) -> Option<Progress> {
         let progress = match self.options.peers.of(&self.options.stream, owner) {
-            Some(peer) => peer.progress().await,
+            // Who hangs is asked as often as it takes within that time.
+            Some(peer) => peer.progress(self.options.owner_timeout / LEAST_UNANSWERED).await,
             None => None,
         };
         let watched = self.watched.entry(owner.shard).or_insert_with(|| Watched::new(owner.epoch));
         if watched.epoch != owner.epoch {
             *watched = Watched::new(owner.epoch);
         }
-        if progress.is_some() {
-            watched.answered = Instant::now();
-        }
+        watched.note(progress.is_some());
         progress
     }
 
@@ -256,6 +273,22 @@ mod tests {
     use watershed_shared::storage::Storage;
 
     use super::*;
+
+    #[test]
+    fn an_owner_whom_this_process_has_not_asked_is_not_silent() {
+        let timeout = Duration::from_secs(3);
+        // This process was stopped for a while.
+        let mut watched = Watched { answered: Instant::now() - 3 * timeout, ..Watched::new(1) };
+        assert!(!watched.is_silent(timeout));
+        watched.note(false);
+        assert!(!watched.is_silent(timeout), "that question was under way when it was stopped");
+        watched.note(false);
+        assert!(watched.is_silent(timeout));
+        watched.note(true);
+        assert!(!watched.is_silent(timeout));
+        (0..9).for_each(|_| watched.note(false));
+        assert!(!watched.is_silent(timeout), "it has had no time to answer");
+    }
 
     fn owner(epoch: u64, worker: &str, released: bool) -> Ownership {
         Ownership { shard: 0, epoch, worker: worker.to_owned(), address: None, released }

@@ -79,11 +79,11 @@ impl Peers {
 }
 
 impl Peer {
-    /// How far it is; `None` if it does not answer, or does not have the shard.
-    pub async fn progress(&self) -> Option<Progress> {
+    /// How far it is; `None` if it does not answer within `limit`, or does not have the shard.
+    pub async fn progress(&self, limit: Duration) -> Option<Progress> {
         let request = self.request(self.http.get(format!("{}/progress", self.url)));
         let asked = async { request.send().await?.error_for_status()?.json().await };
-        tokio::time::timeout(CONNECT_TIMEOUT, asked).await.ok()?.ok()
+        tokio::time::timeout(limit.min(CONNECT_TIMEOUT), asked).await.ok()?.ok()
     }
 
     fn request(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
