@@ -114,6 +114,13 @@ commit_interval = "{archive_interval}"
     )
 }
 
+/// `watershed up` with the configuration in `file`, and further arguments.
+pub(crate) fn up(file: &Path, more: &[&str]) -> Command {
+    let mut up = Command::new(env!("CARGO_BIN_EXE_watershed"));
+    up.arg("up").arg("-c").arg(file).args(more);
+    up
+}
+
 /// The program under `watershed up`.
 pub(crate) struct Running {
     child: Child,
@@ -242,11 +249,7 @@ impl Running {
             Ok(()) => {}
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
         }
-        let mut child = Command::new(env!("CARGO_BIN_EXE_watershed"))
-            .arg("up")
-            .arg("-c")
-            .arg(&file)
-            .args(more)
+        let mut child = up(&file, more)
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -350,6 +353,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Of the platform that answers at `url`.
+    pub(crate) fn at(url: String) -> Self {
+        Self { url, ..Self::default() }
+    }
+
     fn discover(&mut self, dir: &Path) -> bool {
         let Ok(text) = std::fs::read_to_string(dir.join("data/http.json")) else { return false };
         let Ok(value) = serde_json::from_str::<Value>(&text) else { return false };

@@ -6,6 +6,7 @@ mod backlog;
 mod boundary;
 mod brokers;
 mod changes;
+mod chaos;
 mod check;
 mod command_line;
 mod demo;

@@ -41,6 +41,15 @@ enum Task {
         #[arg(long, default_value_t = 0)]
         from: u64,
     },
+    /// Runs the roles on a real Kafka and HDFS under random faults.
+    Chaos {
+        /// For how long; the round that goes on then is ended.
+        #[arg(long, default_value_t = 10.0)]
+        minutes: f64,
+        /// What decides which fault comes when; any if it is not named.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Measures the program against baselines; writes deploy/bench/README.md.
     Bench {
         /// Small sizes, once: only shows that it works.
@@ -71,6 +80,7 @@ fn execute(task: &Task) -> anyhow::Result<()> {
         Task::Cluster(command) => cluster_commands::execute(command),
         Task::Mutants { names } => mutants::show(names.as_deref()),
         Task::Oracle { seeds, from } => tasks::oracle(*from, *seeds),
+        Task::Chaos { minutes, seed } => tasks::chaos(*minutes, *seed),
         Task::Bench { quick, runs, names } => tasks::bench(*quick, *runs, names),
     }
 }

@@ -1,5 +1,6 @@
 //! The tasks themselves: each only starts other programs.
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -68,6 +69,17 @@ pub(crate) fn oracle(from: u64, seeds: u64) -> Result<()> {
     let mut cargo = cargo();
     cargo.args(["test", "--package", "watershed", "--test", "it", "oracle::", "--", "--nocapture"]);
     cargo.env("WATERSHED_SEEDS", format!("{from}..{}", from + seeds));
+    run(&mut cargo)
+}
+
+/// Runs the chaos test for `minutes`; it starts its own Kafka and HDFS.
+pub(crate) fn chaos(minutes: f64, seed: Option<u64>) -> Result<()> {
+    sweep()?;
+    let seed = seed.unwrap_or_else(|| RandomState::new().hash_one(0) % 1_000_000);
+    let mut cargo = cargo();
+    // As `test` builds it, so that nothing is compiled twice.
+    cargo.args(["test", "--workspace", "--features", "watershed/tls", "--test", "it", "chaos::", "--", "--nocapture"]);
+    cargo.env("WATERSHED_CHAOS_MINUTES", minutes.to_string()).env("WATERSHED_CHAOS_SEED", seed.to_string());
     run(&mut cargo)
 }
 

@@ -31,6 +31,29 @@ pub(crate) struct Seen<'a> {
     pub(crate) counts: bool,
 }
 
+/// What the events before it make of the next event of a partition.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Prefix {
+    max: Option<i64>,
+}
+
+impl Prefix {
+    /// Goes on by one record; answers its event, if it is one.
+    pub(crate) fn see<'a>(&mut self, partition: i32, offset: i64, record: &'a Record) -> Option<Seen<'a>> {
+        let Kind::Event(row) = &record.kind else { return None };
+        let late = match (row.t, self.max) {
+            (Some(t), Some(max)) => t < max - ALLOWED_LATENESS,
+            _ => false,
+        };
+        let (max, timestamp) = (self.max, record.timestamp);
+        let counts = row.t.is_some_and(|t| t <= timestamp * 1000 + MAX_AHEAD);
+        if counts {
+            self.max = self.max.max(row.t);
+        }
+        Some(Seen { partition, offset, row, late, max, timestamp, counts })
+    }
+}
+
 impl Log {
     /// Takes up `records`, which `produce` sends to their partitions; it answers their offsets.
     pub(crate) fn produce(
@@ -43,10 +66,15 @@ impl Log {
         let payloads: Vec<_> = records.iter().map(|(p, r)| (*p, r.timestamp, r.payload(format))).collect();
         let offsets = produce(&payloads);
         for ((partition, record), offset) in records.into_iter().zip(offsets) {
-            let log = self.records.entry(partition).or_default();
-            assert!(log.last().is_none_or(|(last, _)| *last < offset), "offsets ascend");
-            log.push((offset, record));
+            self.push(partition, offset, record);
         }
+    }
+
+    /// Takes up one record behind those of its partition.
+    pub(crate) fn push(&mut self, partition: i32, offset: i64, record: Record) {
+        let log = self.records.entry(partition).or_default();
+        assert!(log.last().is_none_or(|(last, _)| *last < offset), "offsets ascend");
+        log.push((offset, record));
     }
 
     /// Forgets the records in `[from, to)` of each partition: the log has dropped them.
@@ -66,20 +94,9 @@ impl Log {
         let mut seen = Vec::new();
         for (partition, records) in &self.records {
             let end = position.get(partition).copied().unwrap_or(0);
-            let mut max: Option<i64> = None;
-            for (offset, record) in records.iter().filter(|(o, _)| *o < end) {
-                let Kind::Event(row) = &record.kind else { continue };
-                let late = match (row.t, max) {
-                    (Some(t), Some(max)) => t < max - ALLOWED_LATENESS,
-                    _ => false,
-                };
-                let counts = row.t.is_some_and(|t| t <= record.timestamp * 1000 + MAX_AHEAD);
-                let timestamp = record.timestamp;
-                seen.push(Seen { partition: *partition, offset: *offset, row, late, max, timestamp, counts });
-                if counts {
-                    max = max.max(row.t);
-                }
-            }
+            let mut prefix = Prefix::default();
+            let below = records.iter().filter(|(o, _)| *o < end);
+            seen.extend(below.filter_map(|(offset, record)| prefix.see(*partition, *offset, record)));
         }
         seen
     }

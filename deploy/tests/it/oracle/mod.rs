@@ -6,13 +6,13 @@
 //! `WATERSHED_SEEDS=17..18` replays; a failure prints its seed and its steps.
 
 pub(crate) mod case;
-mod compare;
+pub(crate) mod compare;
 mod coverage;
 pub(crate) mod events;
 pub(crate) mod log;
 mod recount;
 mod subject;
-mod truth;
+pub(crate) mod truth;
 mod view;
 
 use std::sync::atomic::{AtomicU64, Ordering};

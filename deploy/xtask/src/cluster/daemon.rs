@@ -7,7 +7,7 @@ use std::sync::{OnceLock, mpsc};
 
 use anyhow::{Context, Result, bail};
 
-use super::Process;
+use super::{Process, patience};
 use crate::host::run;
 
 /// A Java process that ends with this value, or with this process.
@@ -54,7 +54,14 @@ impl Daemon {
         Ok(())
     }
 
-    /// Starts it again with the same ports and data after [`Daemon::kill`]. It is not ready yet on return.
+    /// SIGTERM; on return the process is gone, with SIGKILL if it takes its time.
+    pub fn stop(&mut self) -> Result<()> {
+        self.signal("TERM")?;
+        let gone = patience::until("it ends after SIGTERM", || Ok(self.ended().map(|_| ())));
+        gone.or_else(|_| self.kill())
+    }
+
+    /// Starts it again with the same ports and data after [`Daemon::kill`] or [`Daemon::stop`]. It is not ready yet on return.
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
         self.child = spawn(&self.name, &self.arguments, &self.log)?;

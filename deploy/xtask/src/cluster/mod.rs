@@ -111,6 +111,11 @@ impl Cluster {
         self.hdfs.as_mut()
     }
 
+    /// Both, to kill and restart their daemons at the same time.
+    pub fn parts_mut(&mut self) -> (Option<&mut Kafka>, Option<&mut Hdfs>) {
+        (self.kafka.as_mut(), self.hdfs.as_mut())
+    }
+
     fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         self.kafka.iter().flat_map(Kafka::daemons).chain(self.hdfs.iter().flat_map(Hdfs::daemons))
     }
