@@ -17,6 +17,7 @@ use super::{
     ArchiveConfig, BatchConfig, BrokerConfig, Claim, Config, ConfigError, HttpConfig, ServingConfig, SpeedConfig,
     kafka, stream, view,
 };
+use crate::master::SHORTEST_VACUUM_RETENTION;
 
 /// Reads the configuration `text`; `file` is what errors call it, relative paths are relative to `base`.
 pub(super) fn parse(text: &str, file: &str, base: &Path, env: &Environment<'_>) -> Result<Config, Vec<ConfigError>> {
@@ -255,7 +256,7 @@ fn serving(reader: &Reader<'_, '_, '_>) -> Option<ServingConfig> {
 fn archive(reader: &Reader<'_, '_, '_>) -> Option<ArchiveConfig> {
     let commit_interval = reader.duration("commit_interval", Duration::from_millis(1));
     let target_file_size_bytes = reader.size("target_file_size", 1 << 10);
-    let vacuum_retention = reader.duration("vacuum_retention", Duration::from_secs(60));
+    let vacuum_retention = reader.duration("vacuum_retention", SHORTEST_VACUUM_RETENTION);
     Some(ArchiveConfig {
         commit_interval: commit_interval?,
         target_file_size_bytes: target_file_size_bytes?,

@@ -12,6 +12,7 @@ use deltalake_core::kernel::{Action, Transaction};
 use deltalake_core::protocol::{DeltaOperation, SaveMode};
 use serde_json::json;
 
+use super::age::Written;
 use super::snapshot::{app_id, epoch_app_id};
 use super::table::{Change, Committed};
 use super::write::{Files, write};
@@ -89,6 +90,7 @@ impl MasterDataset {
             events += batch.events.num_rows() as u64;
         }
         let (schema, files) = files.into_files();
+        let written = Written::from_now();
         let adds = write(&inner.storage, &paths::stream(&inner.stream), schema, inner.event_time, files).await?;
         abort_point!("master.files_written");
 
@@ -106,6 +108,9 @@ impl MasterDataset {
         // A commit that others made meanwhile and that moved none of our offsets, as a compaction, is no conflict.
         let mut base = Arc::clone(&snapshot.state);
         loop {
+            if written.is_too_long_ago() {
+                return Ok(AppendOutcome::Conflict);
+            }
             let adds = if mutant::is(Mutant::OffsetsBeforeData) { &[] } else { adds.as_slice() };
             let change = Change {
                 actions: adds.iter().cloned().map(Action::Add).collect(),
@@ -140,7 +145,7 @@ impl MasterDataset {
             let change = Change { actions, txns: vec![], operation: append_operation(), note: json!({}) };
             inner.events.commit(&self.snapshot().await?.state, change).await?;
         }
-        self.checkpoint_if_due(commit.version).await;
+        checkpoint_if_due(&inner.events, commit.version).await;
         Ok(AppendOutcome::Committed(commit))
     }
 
@@ -202,15 +207,11 @@ impl MasterDataset {
         });
         offsets.chain(epochs).collect()
     }
-
-    pub(super) async fn checkpoint_if_due(&self, version: u64) {
-        checkpoint_if_due(&self.inner.events, version).await;
-    }
 }
 
 /// Writes a checkpoint of every hundredth version. Without it reading only takes longer, so a failure is no more than
 /// a warning: the next one makes up for it.
-async fn checkpoint_if_due(table: &super::Table, version: u64) {
+pub(super) async fn checkpoint_if_due(table: &super::Table, version: u64) {
     if !version.is_multiple_of(schema::CHECKPOINT_INTERVAL) {
         return;
     }

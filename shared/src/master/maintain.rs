@@ -1,5 +1,6 @@
 //! Keeping a table quick and small: checkpoints, compaction, vacuum. None of it changes a row.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,18 +12,23 @@ use deltalake_core::kernel::{Action, Add};
 use deltalake_core::logstore::parquet_reader::ParquetObjectReader;
 use deltalake_core::operations::vacuum::VacuumMode;
 use deltalake_core::protocol::DeltaOperation;
+use deltalake_core::table::config::TablePropertiesExt;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::async_reader::ParquetRecordBatchStreamBuilder;
 use serde_json::json;
+use tokio::sync::Mutex;
 
+use super::age::Written;
+use super::append::checkpoint_if_due;
 use super::error::from_delta;
 use super::file::Stats;
-use super::table::{Change, Committed, Table};
+use super::table::{Change, Committed, Table, TableState};
 use super::write::{indexed_columns, put, writer_properties};
-use super::{DataFile, Error, MasterDataset, MasterSnapshot, reload};
+use super::{DataFile, Error, MasterDataset, MasterSnapshot, follow, reload, schema};
 use crate::offsets::{Cut, OffsetRange, PartitionId};
+use crate::storage::Storage;
 use crate::{abort_point, background, clock, paths};
 
 /// Which files may be compacted, and into what.
@@ -99,14 +105,68 @@ impl MasterDataset {
     /// Rewrites small files into larger ones, each still of one `_partition` and one `_date`, group after group.
     ///
     /// Rows and offsets stay as they are, so readers and archivers take no notice. Cancel safe between groups; files of
-    /// a group that was not committed are left to a full vacuum.
+    /// a group that was not committed are left to a full vacuum. Dead letters lie behind the same offsets, and are
+    /// rewritten by the same rule.
     ///
     /// # Errors
     /// If the storage fails; groups done before stay done.
     pub async fn compact(&self, rule: &CompactionRule) -> Result<Compaction, Error> {
+        let inner = &self.inner;
+        let events = Rewriter {
+            storage: &inner.storage,
+            table: &inner.events,
+            state: &inner.events_state,
+            path: paths::stream(&inner.stream),
+            schema: &inner.schema,
+            event_time: inner.event_time,
+        };
+        let dead_letters = Rewriter {
+            storage: &inner.storage,
+            table: &inner.dead_letters,
+            state: &inner.dead_letters_state,
+            path: paths::dead_letters(&inner.stream),
+            schema: &inner.dead_letter_schema,
+            event_time: None,
+        };
+        let mut done = events.compact(rule).await?;
+        let more = dead_letters.compact(rule).await?;
+        done.files_before += more.files_before;
+        done.files_after += more.files_after;
+        done.bytes_after += more.bytes_after;
+        Ok(done)
+    }
+
+    /// Deletes files that left the tables longer ago than `retention`, and those of that age that never were in them
+    /// (of commits that lost a race); then log entries that no reader needs.
+    ///
+    /// `retention` must exceed the time that any build or query takes. The number of deleted files.
+    ///
+    /// # Errors
+    /// If the storage fails; what is deleted stays deleted.
+    pub async fn vacuum(&self, retention: Duration) -> Result<usize, Error> {
+        let inner = &self.inner;
+        let events = inner.events.vacuum(inner.follow_events().await?.version, retention).await?;
+        let dead_letters = inner.dead_letters.vacuum(inner.follow_dead_letters().await?.version, retention).await?;
+        Ok(events + dead_letters)
+    }
+}
+
+/// One of the tables, to be compacted.
+struct Rewriter<'a> {
+    storage: &'a Storage,
+    table: &'a Table,
+    state: &'a Mutex<Arc<TableState>>,
+    /// Under the storage URL.
+    path: Path,
+    schema: &'a SchemaRef,
+    event_time: Option<usize>,
+}
+
+impl Rewriter<'_> {
+    async fn compact(&self, rule: &CompactionRule) -> Result<Compaction, Error> {
         let mut done = Compaction::default();
-        let plan = rule.plan(self.snapshot().await?.files(), clock::now());
-        for group in plan {
+        let state = follow(self.table, self.state).await?;
+        for group in rule.plan(state.files.values(), clock::now()) {
             if let Some(size) = self.compact_group(&group).await? {
                 done.files_before += group.len();
                 done.files_after += 1;
@@ -116,17 +176,17 @@ impl MasterDataset {
         Ok(done)
     }
 
-    /// The new file's size; `None` if another compaction came first.
+    /// The new file's size; `None` if another compaction came first, or a vacuum may have.
     async fn compact_group(&self, group: &[Arc<DataFile>]) -> Result<Option<u64>, Error> {
-        let inner = &self.inner;
+        let written = Written::from_now();
         let add = self.rewrite(group).await?;
         abort_point!("master.compaction_written");
         let size = add.size.unsigned_abs();
         loop {
             // SUBTLE: the commit rests on a version in which all of the group is there. Two compactions of the same
             // files, or one and a deletion, can't both happen: the second finds its version taken and looks again.
-            let snapshot = self.snapshot().await?;
-            if !group.iter().all(|file| snapshot.state.files.contains_key(&file.path)) {
+            let state = follow(self.table, self.state).await?;
+            if written.is_too_long_ago() || !group.iter().all(|file| state.files.contains_key(&file.path)) {
                 return Ok(None);
             }
             let now = clock::now().timestamp_millis();
@@ -135,20 +195,19 @@ impl MasterDataset {
             let target_size = i64::try_from(size).unwrap_or(i64::MAX);
             let operation = DeltaOperation::Optimize { predicate: None, target_size };
             let change = Change { actions, txns: vec![], operation, note: json!({}) };
-            match inner.events.commit(&snapshot.state, change).await? {
+            match self.table.commit(&state, change).await? {
                 Committed::Done => {
-                    self.checkpoint_if_due(snapshot.version() + 1).await;
+                    checkpoint_if_due(self.table, state.version + 1).await;
                     return Ok(Some(size));
                 }
                 Committed::Lost => {}
-                Committed::Superseded => reload(&inner.events, &inner.events_state).await?,
+                Committed::Superseded => reload(self.table, self.state).await?,
             }
         }
     }
 
     async fn rewrite(&self, group: &[Arc<DataFile>]) -> Result<Add, Error> {
-        let inner = &self.inner;
-        let schema = SchemaRef::clone(&inner.schema);
+        let schema = SchemaRef::clone(self.schema);
         let encode_error = |e| Error::Encode(Box::new(e));
         let properties = writer_properties(&schema);
         let mut writer = ArrowWriter::try_new(Vec::new(), SchemaRef::clone(&schema), Some(properties))
@@ -170,41 +229,26 @@ impl MasterDataset {
             writer = encoded.await.map_err(|e| Error::Encode(Box::new(e)))?.map_err(encode_error)?;
         }
         let bytes = writer.into_inner().map_err(encode_error)?;
-        let stats = merge_stats(&schema, inner.event_time, group).into_json(rows);
+        let stats = merge_stats(&schema, self.event_time, group).into_json(rows);
         let first = group.first().expect("a group has at least two files");
         let partition = first.partition.expect("files of an unknown partition are not compacted");
         let date = first.date.map(arrow::datatypes::Date32Type::from_naive_date);
-        let table = paths::stream(&inner.stream);
-        let add = put(&inner.storage, &table, partition, date, bytes.into(), stats).await?;
+        let add = put(self.storage, &self.path, partition, date, bytes.into(), stats).await?;
         Ok(Add { data_change: false, ..add })
     }
 
     async fn read_file(&self, file: &DataFile) -> Result<Vec<RecordBatch>, Error> {
-        let path = Path::from_iter(paths::stream(&self.inner.stream).parts().chain(file.path.parts()));
-        let reader = ParquetObjectReader::new(self.inner.storage.store(), path).with_file_size(file.size_bytes);
+        let path = Path::from_iter(self.path.parts().chain(file.path.parts()));
+        let reader = ParquetObjectReader::new(self.storage.store(), path).with_file_size(file.size_bytes);
         let read_error = |source| Error::Query(datafusion::error::DataFusionError::ParquetError(Box::new(source)));
         let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(read_error)?;
-        if builder.schema().fields() != self.inner.schema.fields() {
+        if builder.schema().fields() != self.schema.fields() {
             return Err(Error::Corrupt { what: format!("other columns in file {}", file.path) });
         }
         let batches: Vec<RecordBatch> = builder.build().map_err(read_error)?.try_collect().await.map_err(read_error)?;
         // Equal but for metadata of the file.
-        let same = |batch: RecordBatch| batch.with_schema(SchemaRef::clone(&self.inner.schema));
+        let same = |batch: RecordBatch| batch.with_schema(SchemaRef::clone(self.schema));
         batches.into_iter().map(same).collect::<Result<_, _>>().map_err(|e| Error::Encode(Box::new(e)))
-    }
-
-    /// Deletes files that left the tables longer ago than `retention`, and those of that age that never were in them
-    /// (of commits that lost a race); then log entries that no reader needs.
-    ///
-    /// `retention` must exceed the time that any build or query takes. The number of deleted files.
-    ///
-    /// # Errors
-    /// If the storage fails; what is deleted stays deleted.
-    pub async fn vacuum(&self, retention: Duration) -> Result<usize, Error> {
-        let inner = &self.inner;
-        let events = inner.events.vacuum(inner.follow_events().await?.version, retention).await?;
-        let dead_letters = inner.dead_letters.vacuum(inner.follow_dead_letters().await?.version, retention).await?;
-        Ok(events + dead_letters)
     }
 }
 
@@ -215,9 +259,17 @@ impl Table {
     }
 
     async fn vacuum(&self, version: u64, retention: Duration) -> Result<usize, Error> {
-        let table = self.at_version(version).await?;
+        let mut table = self.at_version(version).await?;
+        // SUBTLE: checkpoints forget removals that are older than this property says. A file whose removal is forgotten
+        // looks as if it never was in the table, and its age then counts from its creation.
+        let remembered =
+            table.snapshot().map_err(from_delta(&self.name))?.table_config().deleted_file_retention_duration();
+        if remembered < retention {
+            let properties = HashMap::from([(schema::DELETED_FILE_RETENTION.to_owned(), schema::interval(retention))]);
+            table = table.set_tbl_properties().with_properties(properties).await.map_err(from_delta(&self.name))?;
+        }
         let retention = chrono::Duration::from_std(retention).unwrap_or(chrono::Duration::MAX);
-        // The retention is ours to choose: the property in the table is only what other engines go by.
+        // The retention is ours to choose: a longer property in the table is only what other engines go by.
         let vacuum = table
             .vacuum()
             .with_retention_period(retention)

@@ -4,6 +4,7 @@
 //! its records are archived. So the table alone says where an archiver goes on, and two archivers that race for the
 //! same offsets can't both have them: each commits on the very version from which it read its offsets.
 
+mod age;
 mod append;
 mod error;
 mod file;
@@ -28,6 +29,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use tokio::sync::Mutex;
 
+pub use age::SHORTEST_VACUUM_RETENTION;
 pub use append::{AppendOutcome, Commit};
 pub use error::{Error, missed_file, misses_a_file};
 pub use file::DataFile;

@@ -1,5 +1,7 @@
 //! The Delta tables' schemas and properties.
 
+use std::time::Duration;
+
 use arrow::datatypes::{DataType, Field, Schema};
 use deltalake_core::kernel::engine::arrow_conversion::{TryIntoArrow as _, TryIntoKernel as _};
 use deltalake_core::kernel::{StructField, StructType};
@@ -7,6 +9,8 @@ use deltalake_core::kernel::{StructField, StructType};
 use super::Error;
 use crate::record::{DATE, EVENT_TIME_MAX, HEADERS, KEY, OFFSET, PARTITION, TIMESTAMP, timestamp_type};
 
+/// For how long checkpoints remember which files were removed.
+pub(super) const DELETED_FILE_RETENTION: &str = "delta.deletedFileRetentionDuration";
 /// Commits between two checkpoints.
 pub(super) const CHECKPOINT_INTERVAL: u64 = 100;
 
@@ -59,11 +63,17 @@ pub(super) fn properties(indexed: &[String]) -> Vec<(String, String)> {
         ("delta.checkpointInterval", CHECKPOINT_INTERVAL.to_string()),
         // A commit every few seconds: a month of log files would make every listing slow.
         ("delta.logRetentionDuration", "interval 2 days".to_owned()),
-        ("delta.deletedFileRetentionDuration", "interval 7 days".to_owned()),
+        // The shortest; a vacuum whose retention is longer makes it longer.
+        (DELETED_FILE_RETENTION, "interval 7 days".to_owned()),
     ]
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .collect()
+}
+
+/// As properties have it.
+pub(super) fn interval(duration: Duration) -> String {
+    format!("interval {} seconds", duration.as_secs() + u64::from(duration.subsec_nanos() > 0))
 }
 
 /// Whether a table that has `found` can be read and written as `declared`.

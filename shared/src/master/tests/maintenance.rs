@@ -1,5 +1,6 @@
 //! Checkpoints, compaction, vacuum.
 
+use deltalake_core::table::config::TablePropertiesExt;
 use object_store::ObjectStoreExt;
 
 use super::*;
@@ -205,4 +206,48 @@ async fn a_vacuum_deletes_what_no_version_in_use_names() {
     let session = SessionContext::new();
     let error = session.read_table(old.scan_archived().unwrap()).unwrap().collect().await.unwrap_err();
     assert!(misses_a_file(&error), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_are_compacted_as_events_are() {
+    let dataset = MasterDataset::open_or_create(&Storage::memory(), &small_stream()).await.unwrap();
+    for i in 0..6 {
+        let mut batch = events(0, i..i + 1, |_| None);
+        batch.dead_letters = vec![dead_letter(0, i)];
+        append(&dataset, vec![batch]).await;
+    }
+    let old = dataset.dead_letters().await.unwrap();
+    let rule = CompactionRule { below: Some([(0, 4)].into()), older_than: Duration::from_secs(86_400), ..everything() };
+    let done = dataset.compact(&rule).await.unwrap();
+    assert_eq!((done.files_before, done.files_after), (8, 2), "four of each table lie below the cut");
+    assert_eq!(dataset.inner.follow_dead_letters().await.unwrap().files.len(), 3);
+    assert_eq!(offsets(dataset.dead_letters().await.unwrap()).await, pairs(0, 0..6));
+    assert_eq!(offsets(old).await, pairs(0, 0..6), "its files are still there");
+    assert_eq!(dataset.dead_letter_count().await.unwrap(), Some(6));
+
+    let mut batch = events(0, 6..7, |_| None);
+    batch.dead_letters = vec![dead_letter(0, 5), dead_letter(0, 6)];
+    append(&dataset, vec![batch]).await;
+    assert_eq!(offsets(dataset.dead_letters().await.unwrap()).await, pairs(0, 0..7), "none is there twice");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn removals_are_remembered_for_as_long_as_their_files_are_kept() {
+    let dataset = MasterDataset::open_or_create(&Storage::memory(), &small_stream()).await.unwrap();
+    append(&dataset, vec![events(0, 0..1, |_| None)]).await;
+    let remembered = async || {
+        let version = dataset.snapshot().await.unwrap().version();
+        let table = dataset.inner.events.at_version(version).await.unwrap();
+        (version, table.snapshot().unwrap().table_config().deleted_file_retention_duration())
+    };
+    let day = Duration::from_secs(86_400);
+    let before = remembered().await;
+    dataset.vacuum(day).await.unwrap();
+    assert_eq!(remembered().await, before, "the property may be longer");
+    for _ in 0..2 {
+        dataset.vacuum(30 * day).await.unwrap();
+        assert_eq!(remembered().await, (before.0 + 1, 30 * day));
+    }
+    append(&dataset, vec![events(0, 1..2, |_| None)]).await;
+    assert_eq!(offsets(dataset.snapshot().await.unwrap().scan_archived().unwrap()).await, pairs(0, 0..2));
 }
