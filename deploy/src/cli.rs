@@ -77,6 +77,8 @@ pub(crate) enum Command {
     /// Compare two generations of a view.
     Diff(commands::diff::DiffArgs),
     /// Return a view to another generation.
+    ///
+    /// One of another definition pauses the schedules of the view.
     Activate(commands::activate::ActivateArgs),
     /// Recount a view from the master dataset and the log, and compare it with what is served.
     Verify(commands::verify::VerifyArgs),

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::cli::OutputFormat;
 use crate::client::Client;
 use crate::failure::Outcome;
-use crate::table::Json;
+use crate::table::{self, Json};
 
 #[derive(Debug, Args)]
 pub(crate) struct AcceptLossArgs {
@@ -21,9 +21,9 @@ pub(crate) async fn run(args: &AcceptLossArgs, client: &Client, format: OutputFo
 fn render(answer: &Json) -> String {
     match answer.get("losses").and_then(Json::list) {
         None | Some([]) => "nothing of the stream is lost\n".to_owned(),
-        Some(_) => {
+        Some(losses) => {
             let accepted = answer.get("accepted").and_then(Json::number).unwrap_or_default();
-            format!("newly accepted: {accepted}\n{}", super::list_table(answer, "losses", &[], ""))
+            format!("newly accepted: {accepted}\n{}", table::rows_table(losses, &[]))
         }
     }
 }

@@ -20,6 +20,7 @@ use watershed_shared::config::Config;
 use crate::cli::{Cli, Command, OutputFormat};
 use crate::client::{Answer, Client};
 use crate::failure::Outcome;
+use crate::table::Json;
 use crate::{output, shutdown, table};
 
 /// Runs the command.
@@ -48,18 +49,41 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
 }
 
 /// Prints the answer: as it came for programs, as `render` has it for people.
-fn print(answer: &Answer, format: OutputFormat, render: impl FnOnce(&table::Json) -> String) -> Outcome {
+fn print(answer: &Answer, format: OutputFormat, render: impl FnOnce(&Json) -> String) -> Outcome {
     match format {
         OutputFormat::Json => output::print(&answer.text),
         OutputFormat::Text => output::print(&render(&answer.json()?)),
     }
 }
 
-/// The list `name` of the answer as a table with the columns `first` in front, or `none` where it is empty.
-fn list_table(answer: &table::Json, name: &str, first: &[&str], none: &str) -> String {
-    match answer.get(name).unwrap_or(answer).list() {
-        Some([]) => format!("{none}\n"),
-        Some(rows) => table::rows_table(rows, first),
-        None => table::document(answer),
+/// The list `name` of the answer as a table, each of its items by `row`, or `none` where it is empty.
+fn list_table(answer: &Json, name: &str, none: &str, row: impl Fn(&Json) -> Vec<(&'static str, Json)>) -> String {
+    let object = |item| Json::Object(row(item).into_iter().map(|(name, value)| (name.to_owned(), value)).collect());
+    match answer.get(name).and_then(Json::list).unwrap_or_default() {
+        [] => format!("{none}\n"),
+        items => table::rows_table(&items.iter().map(object).collect::<Vec<_>>(), &[]),
     }
+}
+
+fn field(of: &Json, name: &str) -> Json {
+    of.get(name).cloned().unwrap_or(Json::Null)
+}
+
+/// `0: 120, 1: 7`.
+fn offsets(vector: Option<&Json>) -> Json {
+    let Some(Json::Object(members)) = vector else { return Json::Null };
+    Json::Text(members.iter().map(|(p, o)| format!("{p}: {o}")).collect::<Vec<_>>().join(", "))
+}
+
+/// The time in the field `name` to the second.
+fn time(of: &Json, name: &str) -> Json {
+    let Some(text) = of.get(name).and_then(Json::text) else { return Json::Null };
+    let seconds = text.split_once('.').map_or(text.to_owned(), |(seconds, _)| format!("{seconds}Z"));
+    Json::Text(seconds)
+}
+
+/// As much of a hash as tells it from another one.
+fn short(of: &Json, name: &str) -> Json {
+    let text = of.get(name).and_then(Json::text);
+    text.map_or(Json::Null, |text| Json::Text(text.chars().take(12).collect()))
 }

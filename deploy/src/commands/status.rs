@@ -1,9 +1,10 @@
 //! `watershed status`.
 
+use super::{field, list_table, offsets, time};
 use crate::cli::OutputFormat;
 use crate::client::Client;
 use crate::failure::Outcome;
-use crate::table::{self, Json};
+use crate::table::Json;
 
 pub(crate) async fn run(client: &Client, format: OutputFormat) -> Outcome {
     let answer = client.get(&["v1", "status"], &[]).await?;
@@ -16,7 +17,7 @@ fn render(status: &Json) -> String {
         Some(missing) => format!("not ready: {missing}\n"),
         None => "ready\n".to_owned(),
     };
-    let streams = rows(status, "streams", |stream| {
+    let streams = list_table(status, "streams", "no streams", |stream| {
         let archive = |name| stream.get("archive").and_then(|a| a.get(name));
         vec![
             ("stream", field(stream, "name")),
@@ -32,21 +33,20 @@ fn render(status: &Json) -> String {
             ("trouble", trouble(stream)),
         ]
     });
-    let views = rows(status, "views", |view| {
+    let views = list_table(status, "views", "no views", |view| {
         let meta = view.get("meta").unwrap_or(&Json::Null);
-        let trouble = view.get("error").filter(|e| e.text().is_some()).cloned();
         vec![
             ("view", field(view, "name")),
             ("stream", field(view, "stream")),
             ("generation", field(meta, "generation")),
-            ("built at", field(meta, "built_at")),
+            ("built at", time(meta, "built_at")),
             ("lag seconds", field(meta, "lag_seconds")),
             ("complete", field(meta, "complete")),
             ("errors", field(meta, "errors")),
             ("paused", field(view, "paused")),
             ("next rebuild", time_of(view, "rebuild")),
             ("next refresh", time_of(view, "refresh")),
-            ("trouble", trouble.unwrap_or_else(|| reasons(meta))),
+            ("trouble", trouble_of_view(view, meta)),
         ]
     });
     format!("{ready}{}{}\n{streams}\n{views}", kafka(status), storage(status))
@@ -75,31 +75,12 @@ fn storage(status: &Json) -> String {
     format!("storage {url}: {state}\n")
 }
 
-fn rows(status: &Json, list: &str, row: impl Fn(&Json) -> Vec<(&'static str, Json)>) -> String {
-    let items = status.get(list).and_then(Json::list).unwrap_or_default();
-    let object = |item| Json::Object(row(item).into_iter().map(|(name, value)| (name.to_owned(), value)).collect());
-    match items {
-        [] => format!("no {list}\n"),
-        items => table::rows_table(&items.iter().map(object).collect::<Vec<_>>(), &[]),
-    }
-}
-
-fn field(of: &Json, name: &str) -> Json {
-    of.get(name).cloned().unwrap_or(Json::Null)
-}
-
 /// `12 since 2026-03-01T10:00:00Z`: workers count what they read.
 fn late(stream: &Json) -> Json {
     match (stream.get("late"), stream.get("late_since").and_then(Json::text)) {
-        (Some(late), Some(since)) => Json::Text(format!("{late} since {since}")),
+        (Some(late), Some(_)) => Json::Text(format!("{late} since {}", time(stream, "late_since"))),
         (late, _) => late.cloned().unwrap_or(Json::Null),
     }
-}
-
-/// `0: 120, 1: 7`.
-fn offsets(vector: Option<&Json>) -> Json {
-    let Some(Json::Object(members)) = vector else { return Json::Null };
-    Json::Text(members.iter().map(|(p, o)| format!("{p}: {o}")).collect::<Vec<_>>().join(", "))
 }
 
 /// `retrying since …: why`, or one word.
@@ -132,6 +113,21 @@ fn trouble(stream: &Json) -> Json {
         archive("error").map(str::to_owned),
     ];
     let known: Vec<_> = known.into_iter().flatten().collect();
+    if known.is_empty() { Json::Null } else { Json::Text(known.join("; ")) }
+}
+
+/// Why it cannot be answered, or not completely, and whether it answers by its former SQL.
+fn trouble_of_view(view: &Json, meta: &Json) -> Json {
+    let text = |of: &Json, name| of.get(name).and_then(Json::text).map(str::to_owned);
+    let pending = text(view, "pending_definition").filter(|_| text(meta, "definition").is_some());
+    let pending = pending.map(|_| {
+        let paused = if field(view, "paused") == Json::Boolean(true) { ", its schedules are paused" } else { "" };
+        format!("it answers by its former SQL until a rebuild of the present one is published{paused}")
+    });
+    let known: Vec<_> = [text(view, "error").or_else(|| reasons(meta).text().map(str::to_owned)), pending]
+        .into_iter()
+        .flatten()
+        .collect();
     if known.is_empty() { Json::Null } else { Json::Text(known.join("; ")) }
 }
 

@@ -15,9 +15,22 @@ pub(crate) struct VerifyArgs {
 
 pub(crate) async fn run(args: &VerifyArgs, client: &Client, format: OutputFormat) -> Outcome {
     let answer = client.post(&["v1", "views", &args.view, "verify"], &json!({})).await?;
-    super::print(&answer, format, table::document)?;
+    super::print(&answer, format, |json| table::document(&named(json)))?;
     match answer.json()?.get("equal") {
         Some(Json::Boolean(true)) => Ok(()),
         _ => Err(Failure::Negative),
     }
+}
+
+/// What the two numbers of errors are.
+fn named(answer: &Json) -> Json {
+    let Json::Object(members) = answer else { return answer.clone() };
+    let name = |(name, value): &(String, Json)| match (name.as_str(), value.list()) {
+        ("errors", Some([served, recounted])) => {
+            let text = format!("{served} events fail as served, {recounted} as recounted");
+            (name.clone(), Json::Text(text))
+        }
+        _ => (name.clone(), value.clone()),
+    };
+    Json::Object(members.iter().map(name).collect())
 }

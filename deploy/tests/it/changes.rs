@@ -7,6 +7,7 @@ use std::time::Duration;
 use watershed_shared::clock::Instant;
 
 use crate::harness::{Broker, Running};
+use crate::program::watershed;
 
 const STREAM: &str = "changing";
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -63,6 +64,18 @@ fn a_live_view_begins_anew_when_another_definition_answers() {
     build(&running);
     running.stop();
     let running = Running::start(&config("SELECT sum(length(line)) AS letters"), dir.path());
+    let url = running.client().url().to_owned();
+    let command = |arguments: &[&str]| watershed(dir.path(), &[arguments, &["--url", &url]].concat(), b"");
+    running.client().view_waiting("v", &end, PATIENCE);
+    let (_, views) = running.client().get("/v1/views");
+    let view = &views["views"][0];
+    assert_eq!(view["sql"], format!("SELECT count(*) AS lines FROM {STREAM}"), "which answers: {view}");
+    assert_eq!(view["pending_sql"], format!("SELECT sum(length(line)) AS letters FROM {STREAM}"));
+    let status = command(&["status"]).expect_status(0).stdout;
+    assert!(
+        status.contains("it answers by its former SQL until a rebuild of the present one is published"),
+        "{status}"
+    );
     build(&running);
     running.client().view_waiting("v", &end, PATIENCE);
     running.client().view_when("v", PATIENCE, |meta| meta["generation"] == 2);
@@ -84,8 +97,14 @@ fn a_live_view_begins_anew_when_another_definition_answers() {
         }
     };
     until("{\"position\":{\"0\":2},\"rows\":[{\"letters\":8}]}");
-    let id = running.client().activate("v", 1);
-    assert_eq!(running.client().wait_build(&id, PATIENCE)["state"], "succeeded");
+    let activated = command(&["activate", "v", "1", "--wait"]).expect_status(0);
+    let said = "the schedules of v are paused; PUT /v1/views/v/schedule {\"paused\": false} resumes them\n";
+    assert_eq!(activated.stderr, said);
     until("{\"position\":{\"0\":2},\"rows\":[{\"lines\":2}]}");
+    let generations = command(&["generations", "v"]).expect_status(0).stdout;
+    let rows: Vec<Vec<&str>> = generations.lines().map(|line| line.split_whitespace().take(4).collect()).collect();
+    assert_eq!(rows[0], ["generation", "state", "mode", "base"], "{generations}");
+    assert_eq!((&rows[2][..], &rows[3][..2]), (&["3", "active", "activate", "1"][..], &["2", "previous"][..]));
+    assert!(generations.lines().all(|line| line.chars().count() < 160), "{generations}");
     running.stop();
 }

@@ -10,6 +10,7 @@ use warp::reply::Response;
 use watershed_shared::catalog::{Generation, ViewState};
 use watershed_shared::clock;
 use watershed_shared::columns::sql_type;
+use watershed_shared::names::DefinitionHash;
 
 use super::params::Params;
 use super::{Request, reply};
@@ -31,11 +32,14 @@ pub(super) fn describe(serving: &Serving, view: &str) -> Value {
     let unanswerable =
         serving.inner.answers.get(&input.stream).and_then(|a| a.borrow().unanswerable.get(view).cloned());
     let columns = answer.as_ref().map(columns);
+    let sql = |hash: &DefinitionHash| state.definitions.get(hash).map(|definition| &definition.sql);
+    let answered = answer.as_ref().and_then(|answer| sql(answer.compiled.definition()));
+    let pending = state.configured.as_ref().filter(|configured| state.active.as_ref() != Some(configured));
     let meta = answer.as_ref().map(|a| a.meta(clock::now()));
     json!({
         "name": view,
         "stream": input.stream,
-        "sql": input.config.sql,
+        "sql": answered.unwrap_or(&input.config.sql),
         "kind": answer.as_ref().map(|a| a.compiled.kind()),
         "columns": columns,
         "rebuild": input.config.rebuild,
@@ -43,7 +47,8 @@ pub(super) fn describe(serving: &Serving, view: &str) -> Value {
         "timezone": input.config.timezone.name(),
         "paused": state.paused,
         "building": state.builds.values().map(|b| &b.id).collect::<Vec<_>>(),
-        "pending_definition": state.configured.as_ref().filter(|c| state.active.as_ref() != Some(c)),
+        "pending_definition": pending,
+        "pending_sql": pending.and_then(sql),
         "error": unanswerable,
         "meta": meta,
     })
