@@ -5,10 +5,9 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use watershed_shared::log::QUIET_LOG_DIRECTIVES;
 
-/// What others log of what is expected, or is told once by whoever asked for it: a table that is not there yet, a client
-/// that goes away in the middle of a stream, each call that the storage refuses.
-const EXPECTED: &str =
-    "buoyant_kernel::snapshot::builder=off,warp::server=off,deltalake_core::logstore=off,hdfs_native=error";
+/// What others log of what is expected, or is told once by whoever asked for it: a table that is not there yet, each
+/// call that the storage refuses.
+const EXPECTED: &str = "buoyant_kernel::snapshot::builder=off,deltalake_core::logstore=off,hdfs_native=error";
 
 /// Starts logging: warnings, or what `RUST_LOG` says.
 pub(crate) fn start() {

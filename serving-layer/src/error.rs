@@ -35,6 +35,8 @@ pub enum Code {
     UnsupportedMediaType,
     /// A body or a result is larger than allowed.
     TooLarge,
+    /// The body did not come in time.
+    RequestTimeout,
     /// As many requests as allowed are under way: try again.
     TooManyRequests,
     /// It failed here; the log has the details.
@@ -64,6 +66,7 @@ impl Code {
             Self::CursorGone => StatusCode::GONE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotSupported => StatusCode::NOT_IMPLEMENTED,
@@ -90,6 +93,7 @@ impl Code {
             Self::CursorGone => "cursor_gone",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::TooLarge => "too_large",
+            Self::RequestTimeout => "request_timeout",
             Self::TooManyRequests => "too_many_requests",
             Self::Internal => "internal",
             Self::NotSupported => "not_supported",

@@ -22,6 +22,7 @@ use crate::builds::Builds;
 use crate::definitions::Definitions;
 use crate::engine::QuerySettings;
 use crate::ingest::Ingest;
+use crate::server::GRACE;
 
 /// The components of a serving layer.
 #[derive(Debug)]
@@ -122,6 +123,10 @@ pub struct Settings {
     pub max_publish_bytes: usize,
     /// Of any other body.
     pub max_body_bytes: usize,
+    /// How long a body may take, besides what it takes at the least rate that is accepted.
+    pub body_timeout: Duration,
+    /// How long requests under way may take when the process is to end.
+    pub grace: Duration,
     /// How long `/readyz` may wait for the process to have caught up.
     pub ready_timeout: Duration,
     /// Connections to `live` at a time.
@@ -138,6 +143,8 @@ impl Default for Settings {
             query: QuerySettings::default(),
             max_publish_bytes: 64 << 20,
             max_body_bytes: 1 << 20,
+            body_timeout: Duration::from_secs(30),
+            grace: GRACE,
             ready_timeout: Duration::from_secs(300),
             max_live: 64,
             live_interval: Duration::from_millis(500),

@@ -35,5 +35,5 @@ pub use ingest::{Ingest, IngestError, LogIngest, Published};
 pub use input::{
     Archiving, KafkaAddress, LogStatus, MetricsSource, ServingInput, Settings, StreamInput, Unreachable, ViewInput,
 };
-pub use server::serve;
+pub use server::{GRACE, serve, serve_routes};
 pub use serving::Serving;

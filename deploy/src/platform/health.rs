@@ -12,6 +12,7 @@ use warp::filters::BoxedFilter;
 use warp::http::StatusCode;
 use warp::reply::Response;
 use warp::{Filter, Reply};
+use watershed_serving_layer::{GRACE, serve_routes};
 
 /// How a process does.
 pub(super) trait Health: Send + Sync + fmt::Debug {
@@ -92,7 +93,7 @@ pub(super) fn serve_health(
         document(StatusCode::NOT_FOUND, &json!({ "error": { "code": "unknown_route", "message": message } }))
     });
     let routes = routes.or(elsewhere).unify();
-    warp::serve(routes).incoming(listener).graceful(stop.cancelled_owned()).run()
+    serve_routes(routes.boxed(), listener, GRACE, stop)
 }
 
 /// Binds `listen`; `section`: where it is configured.

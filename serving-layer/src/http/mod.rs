@@ -1,5 +1,6 @@
 //! The HTTP interface: routes, and what they take and give.
 
+mod body;
 mod catalog;
 mod encoding;
 mod live;
@@ -14,8 +15,6 @@ mod reply;
 use std::convert::Infallible;
 use std::future::Future;
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures::{Stream, StreamExt};
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
@@ -41,7 +40,7 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|request: Request, body| {
                 answer(async move {
-                    let bytes = small(&request, body).await?;
+                    let bytes = body::small(&request, body).await?;
                     query::query(request, bytes).await
                 })
             })
@@ -53,9 +52,7 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|stream: String, request: Request, body| {
                 answer(async move {
-                    let limit = request.serving.inner.input.settings.max_publish_bytes;
-                    let bytes = capped(body, limit).await?;
-                    let bytes = encoding::decoded(request.content_encoding.as_deref(), bytes, limit)?;
+                    let bytes = body::records(&request, body).await?;
                     publish::publish(request, stream, bytes).await
                 })
             })
@@ -72,7 +69,7 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|view: String, request: Request, body| {
                 answer(async move {
-                    let bytes = small(&request, body).await?;
+                    let bytes = body::small(&request, body).await?;
                     operate::start(request, view, bytes).await
                 })
             })
@@ -83,7 +80,7 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|view: String, request: Request, body| {
                 answer(async move {
-                    let bytes = small(&request, body).await?;
+                    let bytes = body::small(&request, body).await?;
                     operate::schedule(request, view, bytes).await
                 })
             })
@@ -199,29 +196,6 @@ where
 
 async fn answer(handler: impl Future<Output = Result<Response>>) -> Response {
     handler.await.unwrap_or_else(|error| reply::failed(&error))
-}
-
-/// The body, up to `limit` bytes: what is longer is not read to its end.
-async fn capped<B: Buf>(body: impl Stream<Item = std::result::Result<B, warp::Error>>, limit: usize) -> Result<Bytes> {
-    let mut bytes = BytesMut::new();
-    let mut body = std::pin::pin!(body);
-    while let Some(part) = body.next().await {
-        let mut part = part.map_err(|e| Error::new(Code::BadRequest, format!("the body cannot be read: {e}")))?;
-        if bytes.len() + part.remaining() > limit {
-            return Err(Error::new(Code::TooLarge, format!("the body has more than {limit} bytes")));
-        }
-        bytes.extend_from_slice(&part.copy_to_bytes(part.remaining()));
-    }
-    Ok(bytes.freeze())
-}
-
-/// The body of any request but those that publish.
-async fn small<B: Buf>(
-    request: &Request,
-    body: impl Stream<Item = std::result::Result<B, warp::Error>>,
-) -> Result<Bytes> {
-    let limit = request.serving.inner.input.settings.max_body_bytes;
-    encoding::decoded(request.content_encoding.as_deref(), capped(body, limit).await?, limit)
 }
 
 /// A JSON body; an empty one is `{}`.

@@ -1,6 +1,7 @@
 //! The serving layer over real parts: compiled views, runs and a master dataset in a storage; the delta is fed by the
 //! tests.
 
+mod clients;
 mod damage;
 mod http;
 mod retention;
