@@ -38,9 +38,11 @@ pub(crate) struct Client {
 /// An error that the platform answered: `{"error": {"code", "message"}}`.
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({code})")]
-struct Answered {
+pub(crate) struct Answered {
     code: String,
     message: String,
+    /// The whole answer: some errors say what was done all the same.
+    pub(crate) document: Json,
 }
 
 impl Client {
@@ -137,8 +139,8 @@ fn answered(status: StatusCode, text: &str) -> anyhow::Error {
         code: String,
         message: String,
     }
-    if let Ok(body) = serde_json::from_str::<Body>(text) {
-        return Answered { code: body.error.code, message: body.error.message }.into();
+    if let (Ok(body), Ok(document)) = (serde_json::from_str::<Body>(text), serde_json::from_str(text)) {
+        return Answered { code: body.error.code, message: body.error.message, document }.into();
     }
     let hint = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "; set WATERSHED_TOKEN to a token that may do this",

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use warp::http::StatusCode;
-use watershed_shared::offsets::Position;
+use watershed_shared::offsets::{OffsetVector, Position};
 use watershed_shared::paths;
 use watershed_shared::run::Fault;
 use watershed_shared::storage;
@@ -111,8 +111,28 @@ impl Code {
 pub struct Error {
     pub code: Code,
     pub message: String,
-    /// Where the view stands, in a `timeout`.
+    /// Where the view stands, in a `timeout`; where the records end that were published.
     pub position: Option<Position>,
+    /// What was done of the request all the same.
+    pub partly: Option<Box<PartlyPublished>>,
+}
+
+/// What the log has of records that it has not taken all of, and which it does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PartlyPublished {
+    pub accepted: u64,
+    /// Per partition the offset behind the last of them.
+    pub offsets: OffsetVector,
+    /// The first of the others.
+    pub errors: Vec<LineError>,
+}
+
+/// A record that the log does not have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LineError {
+    /// In the body, from 1.
+    pub line: usize,
+    pub error: String,
 }
 
 /// What everything behind a route answers.
@@ -120,13 +140,18 @@ pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), position: None }
+        Self { code, message: message.into(), position: None, partly: None }
     }
 
     /// With the position that had been reached.
     pub fn at(mut self, position: Position) -> Self {
         self.position = Some(position);
         self
+    }
+
+    /// With what was done all the same.
+    pub(crate) fn but(self, partly: PartlyPublished) -> Self {
+        Self { position: Some(partly.offsets.clone()), partly: Some(Box::new(partly)), ..self }
     }
 
     pub(crate) fn bad_parameter(name: &str, message: impl std::fmt::Display) -> Self {
@@ -180,6 +205,8 @@ impl Error {
 #[derive(Serialize)]
 struct Body<'a> {
     error: BodyError<'a>,
+    #[serde(flatten)]
+    partly: Option<&'a PartlyPublished>,
 }
 
 #[derive(Serialize)]
@@ -194,7 +221,8 @@ impl Error {
     /// The body as the contract has it.
     pub fn to_json(&self) -> String {
         let error = BodyError { code: self.code, message: &self.message, position: self.position.as_ref() };
-        serde_json::to_string(&Body { error }).expect("strings and numbers serialize")
+        let partly = self.partly.as_deref();
+        serde_json::to_string(&Body { error, partly }).expect("strings and numbers serialize")
     }
 }
 

@@ -28,7 +28,7 @@ pub use builds::{BuildEstimate, Builds, BuildsError, Started};
 pub use compare::{Diff, Difference, Verified};
 pub use definitions::Definitions;
 pub use engine::{QuerySettings, Rows};
-pub use error::{Code, Error};
+pub use error::{Code, Error, LineError, PartlyPublished};
 pub use front::{CATCHING_UP, PartitionMeta, REPLAYING, StreamAnswer, UNREADABLE, ViewAnswer, ViewMeta};
 pub use http::{ROUTES, routes};
 pub use ingest::{Ingest, IngestError, LogIngest, Published};

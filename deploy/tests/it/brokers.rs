@@ -120,16 +120,28 @@ fn what_is_too_large_for_a_topic_is_said_and_nothing_else_fails_with_it() {
         assert_eq!((status, &body["error"]["code"]), (413, &json!("too_large")), "{body}");
         let message = body["error"]["message"].as_str().expect("a message");
         assert!(message.contains(published) && message.contains("line 2") && message.contains(limit), "{message}");
+        // What the log has of it is not to be sent again.
+        let partly = (&body["accepted"], &body["offsets"], &body["errors"][0]["line"]);
+        match bytes {
+            5000 => assert_eq!(partly, (&json!(2), &json!({"0": 102}), &json!(2)), "{body}"),
+            _ => assert_eq!(partly, (&json!(null), &json!(null), &json!(null)), "{body}"),
+        }
     }
     ask(client, 102, 102);
 
     let three = [record(1, 10), record(1000, 5000), record(1, 10)].concat();
-    let produced = watershed(dir.path(), &["produce", "numbers", "--from", "-", "--format", "json"], three.as_bytes());
-    let produced = produced.expect_status(1).json();
-    assert_eq!((&produced["delivered"], &produced["failed"]), (&json!(2), &json!(1)), "{produced}");
-    let error = &produced["errors"][0];
-    assert_eq!(error["line"], json!(2), "{produced}");
-    assert!(error["error"].as_str().expect("a text").contains("max.message.bytes"), "{produced}");
-    ask(client, 104, 104);
+    // To the log itself; and over HTTP, where there is no configuration.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let over_http = ["--url", client.url()];
+    for (from, more, n) in [(dir.path(), &[][..], 104), (elsewhere.path(), &over_http[..], 106)] {
+        let args = [&["produce", "numbers", "--from", "-", "--format", "json"][..], more].concat();
+        let produced = watershed(from, &args, three.as_bytes()).expect_status(1).json();
+        assert_eq!((&produced["delivered"], &produced["failed"]), (&json!(2), &json!(1)), "{produced}");
+        assert_eq!(produced["partitions"]["0"]["next"], n, "{produced}");
+        let error = &produced["errors"][0];
+        assert_eq!(error["line"], json!(2), "{produced}");
+        assert!(error["error"].as_str().expect("a text").contains("max.message.bytes"), "{produced}");
+        ask(client, n, n);
+    }
     running.stop();
 }

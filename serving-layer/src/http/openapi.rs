@@ -110,10 +110,20 @@ pub(crate) fn document() -> Value {
         "paths": paths,
         "components": {"schemas": {"Error": {
             "type": "object",
-            "properties": {"error": {
-                "type": "object", "required": ["code", "message"],
-                "properties": {"code": {"type": "string"}, "message": {"type": "string"}, "position": {"type": "object"}},
-            }},
+            "properties": {
+                "error": {
+                    "type": "object", "required": ["code", "message"],
+                    "properties": {
+                        "code": {"type": "string"}, "message": {"type": "string"}, "position": {"type": "object"},
+                    },
+                },
+                // Of records of which the log has only some.
+                "accepted": {"type": "integer"},
+                "offsets": {"type": "object"},
+                "errors": {"type": "array", "items": {
+                    "type": "object", "properties": {"line": {"type": "integer"}, "error": {"type": "string"}},
+                }},
+            },
         }}},
     })
 }

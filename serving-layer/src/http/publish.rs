@@ -5,12 +5,15 @@ use serde::Serialize;
 use warp::http::StatusCode;
 use warp::reply::Response;
 use watershed_shared::config::Format;
-use watershed_shared::log::ProduceErrorKind;
+use watershed_shared::log::{ProduceError, ProduceErrorKind};
 use watershed_shared::offsets::OffsetVector;
 
 use super::params::Params;
 use super::{Request, reply};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, LineError, PartlyPublished, Result};
+
+/// How many records are listed that the log does not have; `accepted` counts those that it has.
+const LISTED_ERRORS: usize = 1_000;
 
 #[derive(Serialize)]
 struct Accepted {
@@ -55,7 +58,10 @@ pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Re
             ProduceErrorKind::Denied => Code::Denied,
             ProduceErrorKind::Failed => Code::NotReady,
         };
-        return Err(Error::new(code, message).at(published.next));
+        let of_line = |e: &ProduceError| LineError { line: places[e.index], error: e.message.clone() };
+        let errors = published.failed.iter().take(LISTED_ERRORS).map(of_line).collect();
+        let partly = PartlyPublished { accepted: published.accepted, offsets: published.next, errors };
+        return Err(Error::new(code, message).but(partly));
     }
     Ok(reply::json(StatusCode::OK, &Accepted { accepted: published.accepted, offsets: published.next }))
 }

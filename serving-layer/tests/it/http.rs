@@ -408,6 +408,19 @@ async fn publishing_gives_offsets() {
     let message = answer["error"]["message"].as_str().unwrap();
     assert!(message.starts_with("line 3 has 1001 bytes, and a record may have 1000"), "{message}");
     assert_eq!(world.ingest.0.lock().len(), 3, "nothing of it was published");
+    // The log alone knows of this one: what it has taken is said, and what not.
+    let some = format!("{{}}\n\n{}\n{{}}\n", "x".repeat(950));
+    let (status, answer) = world.request("POST", "/v1/streams/clicks", &some).await;
+    assert_eq!((status, code(&answer)), (413, "too_large"));
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("the log has 2 of 3 records; the first that it does not have is on line 3"),
+        "{message}"
+    );
+    assert_eq!(answer["error"]["position"], json!({"0": 5}));
+    assert_eq!((&answer["accepted"], &answer["offsets"]), (&json!(2), &json!({"0": 5})));
+    assert_eq!(answer["errors"], json!([{"line": 3, "error": "950 bytes"}]));
+    assert_eq!(world.ingest.0.lock().len(), 5);
     let settings = watershed_serving_layer::Settings { max_publish_bytes: 10, ..Default::default() };
     let world = World::with(1, 5, settings).await;
     let (status, answer) = world.request("POST", "/v1/streams/clicks", "0123456789\n").await;

@@ -29,6 +29,7 @@ use watershed_shared::clock;
 use watershed_shared::config::{Config, StreamConfig, ViewConfig};
 use watershed_shared::decode::{Decoder, RunningMaximum};
 use watershed_shared::delta::{DeltaRun, DeltaService, Maximum, PartitionStatus, SealError, StreamDelta, ViewDelta};
+use watershed_shared::log::{ProduceError, ProduceErrorKind};
 use watershed_shared::master::MasterDataset;
 use watershed_shared::names::{BuildId, DefinitionHash, GenerationId, RunId};
 use watershed_shared::offsets::{Coverage, Cut, Offset, OffsetRange, OffsetVector, PartitionId, Position, Side};
@@ -665,7 +666,10 @@ impl Definitions for TestDefinitions {
     }
 }
 
-/// A log that keeps what it is given, in one partition.
+/// Below what is handed on, as a topic's may be.
+pub(crate) const TOPIC_LIMIT: usize = 900;
+
+/// A log that keeps what it is given, in one partition whose records may have [`TOPIC_LIMIT`] bytes.
 #[derive(Debug, Default)]
 pub(crate) struct TestIngest(pub(crate) Mutex<Vec<bytes::Bytes>>);
 
@@ -673,9 +677,18 @@ pub(crate) struct TestIngest(pub(crate) Mutex<Vec<bytes::Bytes>>);
 impl Ingest for TestIngest {
     async fn publish(&self, _: &str, records: Vec<bytes::Bytes>) -> Result<Published, IngestError> {
         let mut log = self.0.lock();
-        let accepted = records.len() as u64;
-        log.extend(records);
-        Ok(Published { accepted, next: [(0, log.len() as i64)].into(), failed: Vec::new() })
+        let mut published = Published::default();
+        for (index, record) in records.into_iter().enumerate() {
+            if record.len() > TOPIC_LIMIT {
+                let (kind, message) = (ProduceErrorKind::TooLarge, format!("{} bytes", record.len()));
+                published.failed.push(ProduceError { index, kind, message });
+                continue;
+            }
+            log.push(record);
+            published.accepted += 1;
+            published.next = [(0, log.len() as i64)].into();
+        }
+        Ok(published)
     }
 
     fn max_record_bytes(&self) -> usize {

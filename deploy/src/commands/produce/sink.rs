@@ -1,6 +1,6 @@
 //! Where records go: to the log itself, or over HTTP.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
@@ -10,8 +10,8 @@ use watershed_shared::log::{BrokerFile, LogClient, ProduceRecord, Producer};
 use super::source::Record;
 use super::{LineError, Offsets};
 use crate::cli::PlatformArgs;
-use crate::client::Client;
-use crate::failure::Outcome;
+use crate::client::{Answered, Client};
+use crate::failure::{Failure, Outcome};
 use crate::table::Json;
 
 /// Takes batches of records.
@@ -114,14 +114,21 @@ async fn over_http(client: &Client, stream: &str, batch: Vec<Record>) -> Sent {
         body.push(b'\n');
     }
     let answer = client.post_records(&["v1", "streams", stream], body).await;
-    let json = match answer.and_then(|answer| answer.json()) {
-        Ok(json) => json,
-        Err(crate::failure::Failure::Failed(error)) => return all_failed(&lines, &format!("{error:#}")),
-        Err(other) => return all_failed(&lines, &format!("{other:?}")),
-    };
-    let accepted = json.get("accepted").and_then(Json::number).unwrap_or(0).min(lines.len() as u64);
-    let mut sent = Sent { delivered: accepted, ..Sent::default() };
-    if let Some(Json::Object(offsets)) = json.get("offsets") {
+    match answer.and_then(|answer| answer.json()) {
+        Ok(answer) => told(&lines, &answer, "the platform has not accepted it"),
+        Err(Failure::Failed(error)) => match error.downcast_ref() {
+            Some(answered @ Answered { document, .. }) => told(&lines, document, &answered.to_string()),
+            None => all_failed(&lines, &format!("{error:#}")),
+        },
+        Err(other) => all_failed(&lines, &format!("{other:?}")),
+    }
+}
+
+/// What the platform's answer, be it an error, says of the records that begin on `lines`: each was a line of the request.
+/// Of those that it has not accepted and does not list, `reason` is all that is known.
+fn told(lines: &[u64], answer: &Json, reason: &str) -> Sent {
+    let mut sent = Sent::default();
+    if let Some(Json::Object(offsets)) = answer.get("offsets") {
         for (partition, next) in offsets {
             if let (Ok(partition), Some(next)) = (partition.parse(), next.number()) {
                 let next = i64::try_from(next).unwrap_or(i64::MAX);
@@ -129,16 +136,55 @@ async fn over_http(client: &Client, stream: &str, batch: Vec<Record>) -> Sent {
             }
         }
     }
-    let missing = lines.len() as u64 - accepted;
-    let last = lines.last().copied().unwrap_or_default();
-    for _ in 0..missing {
-        let error = format!("one of the records up to line {last} was not accepted");
-        sent.errors.push(LineError { line: lines[0], error });
+    let listed = answer.get("errors").and_then(Json::list).unwrap_or_default().iter().filter_map(|error| {
+        let place = usize::try_from(error.get("line")?.number()?).ok()?.checked_sub(1)?;
+        Some(LineError { line: *lines.get(place)?, error: error.get("error")?.text()?.to_owned() })
+    });
+    sent.errors.extend(listed.take(lines.len()));
+    let accepted = answer.get("accepted").and_then(Json::number).unwrap_or(0);
+    let accepted = usize::try_from(accepted).unwrap_or(usize::MAX).min(lines.len() - sent.errors.len());
+    sent.delivered = accepted as u64;
+    let unlisted = lines.len() - sent.errors.len() - accepted;
+    match accepted {
+        0 => {
+            let known: BTreeSet<u64> = sent.errors.iter().map(|error| error.line).collect();
+            sent.errors.extend(failed(lines.iter().filter(|line| !known.contains(line)), reason));
+        }
+        // Which of them it is, is not said.
+        _ => sent.errors.extend(failed(std::iter::repeat_n(&lines[0], unlisted), &format!("from this line on: {reason}"))),
     }
     sent
 }
 
 fn all_failed(lines: &[u64], error: &str) -> Sent {
-    let errors = lines.iter().map(|line| LineError { line: *line, error: error.to_owned() }).collect();
-    Sent { errors, ..Sent::default() }
+    Sent { errors: failed(lines.iter(), error).collect(), ..Sent::default() }
+}
+
+fn failed<'a>(lines: impl Iterator<Item = &'a u64>, error: &str) -> impl Iterator<Item = LineError> {
+    lines.map(|line| LineError { line: *line, error: error.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(answer: &str, delivered: u64, next: Option<i64>, errors: &[(u64, &str)]) {
+        let sent = told(&[1, 3, 4], &serde_json::from_str(answer).unwrap(), "no");
+        assert_eq!(sent.delivered, delivered, "{answer}");
+        assert_eq!(sent.partitions.get(&0).map(|offsets| offsets.next), next, "{answer}");
+        let found: Vec<_> = sent.errors.iter().map(|error| (error.line, error.error.as_str())).collect();
+        assert_eq!(found, errors, "{answer}");
+    }
+
+    #[test]
+    fn every_record_is_delivered_or_has_an_error_on_its_line() {
+        check(r#"{"accepted": 3, "offsets": {"0": 7}}"#, 3, Some(7), &[]);
+        let error = r#""error": {"code": "too_large", "message": "line 2"}"#;
+        let partly = r#""accepted": 2, "offsets": {"0": 6}, "errors": [{"line": 2, "error": "large"}]"#;
+        check(&format!("{{{error}, {partly}}}"), 2, Some(6), &[(3, "large")]);
+        check(&format!("{{{error}}}"), 0, None, &[(1, "no"), (3, "no"), (4, "no")]);
+        let listed = r#""accepted": 0, "errors": [{"line": 3, "error": "large"}, {"line": 9, "error": "none"}]"#;
+        check(&format!("{{{error}, {listed}}}"), 0, None, &[(4, "large"), (1, "no"), (3, "no")]);
+        check(r#"{"accepted": 2, "offsets": {}}"#, 2, None, &[(1, "from this line on: no")]);
+    }
 }
