@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use bytes::Bytes;
 use reqwest::{Method, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use watershed_shared::config::Config;
@@ -39,7 +40,7 @@ pub(crate) struct Client {
 #[derive(Debug, thiserror::Error)]
 #[error("{message} ({code})")]
 pub(crate) struct Answered {
-    code: String,
+    pub(crate) code: String,
     message: String,
     /// The whole answer: some errors say what was done all the same.
     pub(crate) document: Json,
@@ -74,11 +75,11 @@ impl Client {
     }
 
     pub(crate) async fn post(&self, path: &[&str], body: &serde_json::Value) -> Outcome<Answer> {
-        self.send(Method::POST, path, &[], Some(body.to_string().into_bytes())).await
+        self.send(Method::POST, path, &[], Some(body.to_string().into())).await
     }
 
     /// Posts newline-delimited records.
-    pub(crate) async fn post_records(&self, path: &[&str], records: Vec<u8>) -> Outcome<Answer> {
+    pub(crate) async fn post_records(&self, path: &[&str], records: Bytes) -> Outcome<Answer> {
         self.send(Method::POST, path, &[], Some(records)).await
     }
 
@@ -91,7 +92,7 @@ impl Client {
         method: Method,
         path: &[&str],
         query: &[(&str, &str)],
-        body: Option<Vec<u8>>,
+        body: Option<Bytes>,
     ) -> Outcome<Answer> {
         let mut url = self.base.clone();
         url.path_segments_mut().expect("an http URL has a path").pop_if_empty().extend(path);

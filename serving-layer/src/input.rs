@@ -121,6 +121,8 @@ pub struct Settings {
     pub query: QuerySettings,
     /// Of a body of `POST /v1/streams/{stream}`.
     pub max_publish_bytes: usize,
+    /// Of all such bodies together, as far as they have come, from when they come until the log has them.
+    pub publish_memory_bytes: usize,
     /// Of any other body.
     pub max_body_bytes: usize,
     /// How long a body may take, besides what it takes at the least rate that is accepted.
@@ -142,6 +144,7 @@ impl Default for Settings {
         Self {
             query: QuerySettings::default(),
             max_publish_bytes: 64 << 20,
+            publish_memory_bytes: 256 << 20,
             max_body_bytes: 1 << 20,
             body_timeout: Duration::from_secs(30),
             grace: GRACE,

@@ -32,6 +32,8 @@ pub(crate) struct Inner {
     fronts: Mutex<Vec<Front>>,
     /// Permits for live connections.
     pub live: Arc<Semaphore>,
+    /// A permit for each byte of a body that is being published.
+    pub publishing: Arc<Semaphore>,
     pub started_at: clock::Instant,
 }
 
@@ -65,6 +67,7 @@ impl Serving {
             fronts: Mutex::new(fronts),
             started_at: clock::Instant::now(),
             live: Arc::new(Semaphore::new(input.settings.max_live)),
+            publishing: Arc::new(Semaphore::new(input.settings.publish_memory_bytes.min(Semaphore::MAX_PERMITS))),
             input,
         };
         Ok(Self { inner: Arc::new(inner) })

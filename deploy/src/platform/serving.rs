@@ -174,7 +174,8 @@ fn settings(config: &ServingConfig) -> Settings {
         timeout: config.timeout,
         ..QuerySettings::default()
     };
-    Settings { query, max_live: config.max_live, ..Settings::default() }
+    let publish_memory_bytes = config.publish_memory_bytes;
+    Settings { query, max_live: config.max_live, publish_memory_bytes, ..Settings::default() }
 }
 
 /// Definitions as the registers recorded them.

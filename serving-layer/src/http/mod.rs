@@ -52,8 +52,8 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             .and(warp::body::stream())
             .then(|stream: String, request: Request, body| {
                 answer(async move {
-                    let bytes = body::records(&request, body).await?;
-                    publish::publish(request, stream, bytes).await
+                    let records = body::records(&request, body).await?;
+                    publish::publish(request, stream, records).await
                 })
             })
             .boxed(),

@@ -8,6 +8,7 @@ use watershed_shared::config::Format;
 use watershed_shared::log::{ProduceError, ProduceErrorKind};
 use watershed_shared::offsets::OffsetVector;
 
+use super::body::Records;
 use super::params::Params;
 use super::{Request, reply};
 use crate::error::{Code, Error, LineError, PartlyPublished, Result};
@@ -21,7 +22,7 @@ struct Accepted {
     offsets: OffsetVector,
 }
 
-pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Result<Response> {
+pub(super) async fn publish(request: Request, stream: String, body: Records) -> Result<Response> {
     Params::parse(&request.query, &[])?;
     let format = &request.serving.stream(&stream)?.config.format;
     if matches!(format, Format::Avro(_)) {
@@ -33,7 +34,8 @@ pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Re
     }
     let blank_lines = *format == Format::Text;
     let ingest = &request.serving.inner.input.ingest;
-    let (places, records) = lines(&body, blank_lines);
+    let Records { bytes, memory } = body;
+    let (places, records) = lines(&bytes, blank_lines);
     let limit = ingest.max_record_bytes();
     if let Some((place, record)) = places.iter().zip(&records).find(|(_, record)| record.len() > limit) {
         let message = format!(
@@ -44,6 +46,7 @@ pub(super) async fn publish(request: Request, stream: String, body: Bytes) -> Re
         return Err(Error::new(Code::TooLarge, message));
     }
     let published = ingest.publish(&stream, records).await;
+    drop((bytes, memory));
     let published = published.map_err(|e| Error::new(Code::NotReady, e.to_string()))?;
     if let Some(first) = published.failed.first() {
         let message = format!(

@@ -1,5 +1,6 @@
 //! Clients that stall: over real connections.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -8,8 +9,9 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use watershed_serving_layer::Settings;
-use watershed_shared::task;
+use watershed_shared::{clock, task};
 
+use crate::http::code;
 use crate::world::{PATIENCE, World};
 
 /// A world behind a listener.
@@ -74,8 +76,7 @@ async fn a_body_that_stops_coming_is_not_waited_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_that_stall_do_not_keep_the_process_from_ending() {
     // Of the two, only the end can be what ends them.
-    let settings =
-        Settings { body_timeout: PATIENCE * 10, grace: Duration::from_millis(100), ..Settings::default() };
+    let settings = Settings { body_timeout: PATIENCE * 10, grace: Duration::from_millis(100), ..Settings::default() };
     let server = Server::start(settings).await;
     // More than both ends of a connection buffer, and only its beginning is read.
     let sql = r#"{"sql": "SELECT repeat('x', 67108864) AS x"}"#;
@@ -94,4 +95,42 @@ async fn clients_that_stall_do_not_keep_the_process_from_ending() {
     // What was being done for them has ended, too.
     assert_eq!(read_until(&mut writer, "HTTP").await, "");
     assert!(server.world.ingest.0.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bodies_that_are_being_published_share_a_memory() {
+    let settings = Settings { publish_memory_bytes: 100, body_timeout: PATIENCE * 10, ..Settings::default() };
+    let server = Server::start(settings).await;
+    let publish = async |body: &str| server.world.request("POST", "/v1/streams/clicks", body).await;
+    let seen = async |wanted: u16, body: &str| {
+        let asked = async {
+            loop {
+                match publish(body).await {
+                    (status, answer) if status == wanted => return answer,
+                    _ => clock::sleep(Duration::from_millis(20)).await,
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, asked).await.unwrap_or_else(|_| panic!("no {wanted}"))
+    };
+    let thirty = "x".repeat(30);
+    assert_eq!(publish(&thirty).await.0, 200);
+    let slow = server.send(&post("/v1/streams/clicks", 90, &"y".repeat(80))).await;
+    let error = seen(429, &thirty).await;
+    assert_eq!(code(&error), "too_many_requests");
+    assert!(error["error"]["message"].as_str().unwrap().contains("publish_memory"), "{error}");
+    // There is place for a small one, and all others are answered as ever.
+    assert_eq!(publish("x").await.0, 200);
+    assert_eq!(server.world.get("/v1/views").await.0, 200);
+    drop(slow);
+    seen(200, &thirty).await;
+    // What does not fit at all need not be tried again, however small it comes.
+    assert_eq!(code(&publish(&"x".repeat(101)).await.1), "too_large");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    encoder.write_all(&[b'x'; 10_000]).unwrap();
+    let routes = watershed_serving_layer::routes(server.world.serving.clone());
+    let request = warp::test::request().method("POST").path("/v1/streams/clicks").header("content-encoding", "gzip");
+    assert_eq!(request.body(encoder.finish().unwrap()).reply(&routes).await.status(), 413);
+    assert!(server.world.ingest.0.lock().iter().all(|record| record.len() <= 30));
+    seen(200, &"x".repeat(100)).await;
 }

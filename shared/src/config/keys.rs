@@ -134,6 +134,12 @@ pub(super) static SERVING: Section = Section {
             Default("64"),
             "Connections to live views at the same time; further ones are answered 429.",
         ),
+        key(
+            "publish_memory",
+            "size",
+            Default("\"256 MiB\""),
+            "Of all bodies together that are being published over HTTP; further ones are answered 429.",
+        ),
     ],
 };
 

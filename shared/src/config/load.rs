@@ -241,6 +241,8 @@ fn serving(reader: &Reader<'_, '_, '_>) -> Option<ServingConfig> {
     let max_waiting = reader.number("max_waiting", 0..=1_048_576);
     let timeout = reader.duration("timeout", Duration::from_millis(1));
     let max_live = reader.number("max_live", 0..=1_048_576);
+    // The largest body, as it comes and inflated.
+    let publish_memory_bytes = reader.size("publish_memory", 128 << 20);
     let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
     let count = |number: Found<i64>| usize::try_from(number.value).expect("within its bounds");
     Some(ServingConfig {
@@ -250,6 +252,7 @@ fn serving(reader: &Reader<'_, '_, '_>) -> Option<ServingConfig> {
         max_waiting: count(max_waiting?),
         timeout: timeout?,
         max_live: count(max_live?),
+        publish_memory_bytes: bytes(publish_memory_bytes?),
     })
 }
 

@@ -138,6 +138,8 @@ pub struct ServingConfig {
     /// Of a request that names none.
     pub timeout: Duration,
     pub max_live: usize,
+    /// Of all bodies that are being published.
+    pub publish_memory_bytes: usize,
 }
 
 #[derive(Debug, Clone)]

@@ -1,9 +1,11 @@
 //! Where records go: to the log itself, or over HTTP.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use bytes::Bytes;
+use watershed_shared::clock;
 use watershed_shared::config::{Config, StreamConfig};
 use watershed_shared::log::{BrokerFile, LogClient, ProduceRecord, Producer};
 
@@ -13,6 +15,10 @@ use crate::cli::PlatformArgs;
 use crate::client::{Answered, Client};
 use crate::failure::{Failure, Outcome};
 use crate::table::Json;
+
+/// How long a platform that has its hands full is asked again, and how often.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Takes batches of records.
 #[derive(Debug)]
@@ -113,7 +119,20 @@ async fn over_http(client: &Client, stream: &str, batch: Vec<Record>) -> Sent {
         body.extend_from_slice(&record.value);
         body.push(b'\n');
     }
-    let answer = client.post_records(&["v1", "streams", stream], body).await;
+    let (body, started) = (Bytes::from(body), clock::Instant::now());
+    let answer = loop {
+        let answer = client.post_records(&["v1", "streams", stream], body.clone()).await;
+        match &answer {
+            // Nothing of it was published.
+            Err(Failure::Failed(error))
+                if error.downcast_ref().is_some_and(|Answered { code, .. }| code == "too_many_requests")
+                    && started.elapsed() < PATIENCE =>
+            {
+                clock::sleep(PAUSE).await;
+            }
+            _ => break answer,
+        }
+    };
     match answer.and_then(|answer| answer.json()) {
         Ok(answer) => told(&lines, &answer, "the platform has not accepted it"),
         Err(Failure::Failed(error)) => match error.downcast_ref() {
@@ -151,7 +170,9 @@ fn told(lines: &[u64], answer: &Json, reason: &str) -> Sent {
             sent.errors.extend(failed(lines.iter().filter(|line| !known.contains(line)), reason));
         }
         // Which of them it is, is not said.
-        _ => sent.errors.extend(failed(std::iter::repeat_n(&lines[0], unlisted), &format!("from this line on: {reason}"))),
+        _ => sent
+            .errors
+            .extend(failed(std::iter::repeat_n(&lines[0], unlisted), &format!("from this line on: {reason}"))),
     }
     sent
 }
