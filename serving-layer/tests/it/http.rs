@@ -1,7 +1,7 @@
 //! The routes, one by one.
 
 use serde_json::{Value, json};
-use watershed_serving_layer::ROUTES;
+use watershed_serving_layer::{QuerySettings, ROUTES, Settings};
 use watershed_shared::catalog::{BuildMode, Loss, StreamEvent};
 use watershed_shared::clock::Instant;
 use watershed_shared::offsets::{Offset, OffsetRange, OffsetVector, PartitionId};
@@ -367,6 +367,26 @@ async fn verify_recounts() {
         assert_eq!((status, &verified["equal"]), (200, &json!(true)), "{view}: {verified}");
         assert_eq!(verified["position"], json!({"0": 50, "1": 50}));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comparisons_hold_no_result() {
+    let query = QuerySettings { threads: 2, max_result_bytes: 2048, ..QuerySettings::default() };
+    let world = World::with(11, 60, Settings { query, ..Settings::default() }).await;
+    let (cut, position) = ([(0, 20), (1, 30)].into(), [(0, 50), (1, 50)].into());
+    for (until, mode) in [(&cut, BuildMode::Rebuild), (&position, BuildMode::Refresh)] {
+        world.advance(until).await;
+        world.build("per_hour", until, mode).await;
+    }
+    world.archive(&position).await;
+    world.settle().await;
+    let (status, answer) = world.get("/v1/views/per_hour").await;
+    assert_eq!((status, code(&answer)), (413, "too_large"));
+    let (status, verified) = world.request("POST", "/v1/views/per_hour/verify", "").await;
+    assert_eq!((status, &verified["equal"]), (200, &json!(true)), "{verified}");
+    assert_eq!(verified["groups"], world.truth("per_hour", &position).await.len());
+    let (status, diff) = world.get("/v1/views/per_hour/generations/1/diff/2").await;
+    assert_eq!((status, &diff["equal"]), (200, &json!(true)), "{diff}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
