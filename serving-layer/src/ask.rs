@@ -13,6 +13,7 @@ use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ident, lit};
 use serde::Serialize;
 use watershed_shared::clock;
 use watershed_shared::delta::Reason;
+use watershed_shared::master::MasterSnapshot;
 use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{Offset, OffsetVector, PartitionId};
@@ -67,7 +68,7 @@ impl Meta {
     }
 }
 
-/// `meta.streams.<stream>`: a stream read directly.
+/// `meta.streams.<stream>`: a stream read directly, or its dead letters.
 #[derive(Debug, Clone, Serialize)]
 pub struct StreamMeta {
     /// The Delta version.
@@ -148,17 +149,25 @@ impl Serving {
         let mut archived: BTreeSet<&str> = BTreeSet::new();
         let (mut tables, mut meta, mut unknown): (Tables, Meta, _) = (Vec::new(), Meta::default(), None);
         let mut views: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        // A stream and its dead letters are read at one position.
+        let mut snapshots: BTreeMap<&str, MasterSnapshot> = BTreeMap::new();
         for name in &named {
+            if let Named::Plain(stream) | Named::DeadLetters(stream) = name
+                && input.streams.contains_key(stream)
+                && !snapshots.contains_key(stream.as_str())
+            {
+                self.wait_for_archive(stream, ask).await?;
+                archived.insert(stream);
+                let snapshot = input.streams[stream].master.snapshot().await.map_err(Error::read)?;
+                meta.streams.insert(stream.clone(), self.about(stream, &snapshot)?);
+                snapshots.insert(stream, snapshot);
+            }
             match name {
                 Named::Plain(view) | Named::ViewErrors(view) if input.views.contains_key(view) => {
                     views.entry(&input.views[view].stream).or_default().insert(view);
                 }
                 Named::Plain(stream) if input.streams.contains_key(stream) => {
-                    self.wait_for_archive(stream, ask).await?;
-                    archived.insert(stream);
-                    let (table, about) = self.stream_table(stream).await?;
-                    tables.push((name.clone(), table));
-                    meta.streams.insert(stream.clone(), about);
+                    tables.push((name.clone(), self.stream_table(stream, &snapshots[stream.as_str()])?));
                 }
                 Named::Plain(table) if input.tables.contains_key(table) => {
                     let table = &input.tables[table];
@@ -167,9 +176,7 @@ impl Serving {
                     tables.push((name.clone(), Arc::new(rows)));
                 }
                 Named::DeadLetters(stream) if input.streams.contains_key(stream) => {
-                    self.wait_for_archive(stream, ask).await?;
-                    archived.insert(stream);
-                    let letters = input.streams[stream].master.dead_letters().await.map_err(Error::read)?;
+                    let letters = snapshots[stream.as_str()].dead_letters().await.map_err(Error::read)?;
                     tables.push((name.clone(), letters));
                 }
                 other => unknown = Some(self.unknown_table(other)),
@@ -298,18 +305,25 @@ impl Serving {
         Ok(max.map(|max| max.saturating_sub(retain)))
     }
 
-    /// A stream's archived part, with the computed column.
-    async fn stream_table(&self, stream: &str) -> std::result::Result<(Arc<dyn TableProvider>, StreamMeta), Failure> {
-        let StreamInputRef { master, event_time, lateness } = self.stream_parts(stream)?;
-        let snapshot = master.snapshot().await.map_err(Error::read)?;
-        // After the snapshot: what it lacks has been recorded before.
+    /// What is true of a snapshot; asked after it was taken: what it lacks has been recorded before.
+    fn about(&self, stream: &str, snapshot: &MasterSnapshot) -> Result<StreamMeta> {
         let reasons = self.stream(stream)?.archive_reasons(stream);
-        let about = StreamMeta {
+        Ok(StreamMeta {
             version: snapshot.version(),
             archived_until: snapshot.archived_until().iter().collect(),
             complete: reasons.is_empty(),
             reasons,
-        };
+        })
+    }
+
+    /// A stream's archived part, with the computed column.
+    fn stream_table(
+        &self,
+        stream: &str,
+        snapshot: &MasterSnapshot,
+    ) -> std::result::Result<Arc<dyn TableProvider>, Failure> {
+        let config = &self.stream(stream)?.config;
+        let (event_time, lateness) = (config.event_time.as_deref(), config.allowed_lateness);
         let events = snapshot.scan_archived().map_err(Error::internal)?;
         let late = match (event_time, lateness) {
             (Some(event_time), Some(lateness)) => {
@@ -326,16 +340,7 @@ impl Serving {
         let plan = LogicalPlanBuilder::scan(stream, provider_as_source(events), None)
             .and_then(|b| b.project(columns)?.build())
             .map_err(failure)?;
-        Ok((Arc::new(ViewTable::new(plan, None)), about))
-    }
-
-    fn stream_parts(&self, stream: &str) -> Result<StreamInputRef<'_>> {
-        let input = self.stream(stream)?;
-        Ok(StreamInputRef {
-            master: &input.master,
-            event_time: input.config.event_time.as_deref(),
-            lateness: input.config.allowed_lateness,
-        })
+        Ok(Arc::new(ViewTable::new(plan, None)))
     }
 
     /// `_partition, _offset, error` of the events on which the view's SQL failed, below the answer's position.
@@ -356,12 +361,6 @@ impl Serving {
         batches.extend(answer.runs.iter().map(|run| event_errors_to_batch(&run.errors)));
         Ok(Arc::new(MemTable::try_new(schema, vec![batches]).map_err(failure)?))
     }
-}
-
-struct StreamInputRef<'a> {
-    master: &'a watershed_shared::master::MasterDataset,
-    event_time: Option<&'a str>,
-    lateness: Option<std::time::Duration>,
 }
 
 pub(crate) fn view_failure(error: watershed_shared::view::Error) -> Failure {

@@ -195,7 +195,7 @@ async fn check_without(storage: &Storage, until: i64, lost: std::ops::Range<i64>
     let snapshot = dataset.snapshot().await.unwrap();
     assert_eq!(*snapshot.archived_until(), [(0, until), (1, until)].into());
     let session = SessionContext::new();
-    for (table, bad) in [(snapshot.scan_archived().unwrap(), false), (dataset.dead_letters().await.unwrap(), true)] {
+    for (table, bad) in [(snapshot.scan_archived().unwrap(), false), (snapshot.dead_letters().await.unwrap(), true)] {
         let mut found = vec![];
         for batch in session.read_table(table).unwrap().collect().await.unwrap() {
             let partitions = batch.column_by_name("_partition").unwrap().as_primitive::<Int32Type>().clone();

@@ -152,21 +152,20 @@ impl MasterDataset {
         &self.inner.schema
     }
 
-    /// All dead letters, as a table in [`dead_letter_schema`].
-    ///
-    /// Those of offsets that an archiver is just about to commit may stand there already; each stands there once.
-    ///
-    /// # Errors
-    /// If the storage fails.
-    pub async fn dead_letters(&self) -> Result<Arc<dyn TableProvider>, Error> {
-        let state = self.inner.follow_dead_letters().await?;
-        let files = state.files.values().cloned().collect();
-        Ok(Arc::new(FilesTable {
+    /// All that stand in their table, also those of offsets that an archiver is just about to commit.
+    #[cfg(test)]
+    async fn dead_letters(&self) -> Result<Arc<dyn TableProvider>, Error> {
+        let files = self.inner.follow_dead_letters().await?.files.values().cloned().collect();
+        Ok(self.dead_letters_of(vec![Part { files, only: None }]))
+    }
+
+    fn dead_letters_of(&self, parts: Vec<Part>) -> Arc<dyn TableProvider> {
+        Arc::new(FilesTable {
             storage: self.inner.storage.clone(),
             path: paths::dead_letters(&self.inner.stream),
             schema: SchemaRef::clone(&self.inner.dead_letter_schema),
-            parts: vec![Part { files, only: None }],
-        }))
+            parts,
+        })
     }
 
     /// How many dead letters are archived, by the statistics of the files; `None` when one of them has none.

@@ -114,6 +114,19 @@ impl MasterSnapshot {
         self.scan(None, &self.archived_until)
     }
 
+    /// The dead letters below [`archived_until`](Self::archived_until), as a table in
+    /// [`dead_letter_schema`](super::dead_letter_schema).
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub async fn dead_letters(&self) -> Result<Arc<dyn TableProvider>, Error> {
+        // Dead letters are there before the offsets that cover them: those of this version are in any later state.
+        let state = self.dataset.inner.follow_dead_letters().await?;
+        let files: Vec<_> = state.files.values().cloned().collect();
+        let until = self.archived_until.iter().map(|(p, end)| (p, OffsetRange::new(Offset(0), end)));
+        Ok(self.dataset.dead_letters_of(parts(&files, &until.collect::<Vec<_>>())))
+    }
+
     /// The running maximum of event time before `offset`: what decoding from there on starts with. `None`: no event
     /// at a lower offset has an event time that counts.
     ///

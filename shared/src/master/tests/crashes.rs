@@ -69,7 +69,12 @@ async fn commit_sent_but_not_answered() {
         let armed = AbortPoint::nth("master.commit_sent", nth);
         scope(vec![armed.clone()], dataset.append(&snapshot, &with_dead_letters())).await.unwrap_err();
         assert!(armed.fired());
-        assert_eq!(*dataset.snapshot().await.unwrap().archived_until(), committed);
+        let snapshot = dataset.snapshot().await.unwrap();
+        assert_eq!(*snapshot.archived_until(), committed);
+        // They stand in their table, and are told of once the offsets that cover them are committed.
+        let seen: &[(i32, i64)] = if committed.is_empty() { &[] } else { &[(0, 2), (0, 5)] };
+        assert_eq!(offsets(snapshot.dead_letters().await.unwrap()).await, seen);
+        assert_eq!(offsets(dataset.dead_letters().await.unwrap()).await, [(0, 2), (0, 5)]);
     }
     assert_eq!(dataset.append(&snapshot, &with_dead_letters()).await.unwrap(), AppendOutcome::Conflict);
     let snapshot = dataset.snapshot().await.unwrap();
