@@ -14,8 +14,13 @@ mod reply;
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::str::{FromStr, Utf8Error};
 
+use percent_encoding::percent_decode_str;
 use warp::filters::BoxedFilter;
+use warp::http::StatusCode;
+use warp::http::header::{ALLOW, HeaderValue};
+use warp::path::FullPath;
 use warp::reply::Response;
 use warp::{Filter, Rejection};
 use watershed_shared::clock;
@@ -31,9 +36,14 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
     let routes = [
         // Asking.
         get(&serving, v1().and(warp::path("views")).and(warp::path::end()), catalog::views),
-        get_one(&serving, v1().and(warp::path!("views" / String)), query::view),
-        get_one(&serving, v1().and(warp::path!("views" / String / "schema")), catalog::schema),
-        get_one(&serving, v1().and(warp::path!("views" / String / "live")), live::live),
+        get_one(&serving, v1().and(warp::path!("views" / Segment)), query::view),
+        get_one(&serving, v1().and(warp::path!("views" / Segment / "schema")), catalog::schema),
+        // Not HEAD: it would follow the view for nobody.
+        v1().and(warp::path!("views" / Segment / "live"))
+            .and(warp::get())
+            .and(request(&serving))
+            .then(|Segment(view): Segment, request: Request| answer(live::live(request, view)))
+            .boxed(),
         v1().and(warp::path!("query"))
             .and(warp::post())
             .and(request(&serving))
@@ -46,39 +56,39 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             })
             .boxed(),
         // Publishing.
-        v1().and(warp::path!("streams" / String))
+        v1().and(warp::path!("streams" / Segment))
             .and(warp::post())
             .and(request(&serving))
             .and(warp::body::stream())
-            .then(|stream: String, request: Request, body| {
+            .then(|Segment(stream): Segment, request: Request, body| {
                 answer(async move {
                     let records = body::records(&request, body).await?;
                     publish::publish(request, stream, records).await
                 })
             })
             .boxed(),
-        v1().and(warp::path!("streams" / String / "accept-loss"))
+        v1().and(warp::path!("streams" / Segment / "accept-loss"))
             .and(warp::post())
             .and(request(&serving))
-            .then(|stream: String, request: Request| answer(operate::accept_loss(request, stream)))
+            .then(|Segment(stream): Segment, request: Request| answer(operate::accept_loss(request, stream)))
             .boxed(),
         // Builds and generations.
-        v1().and(warp::path!("views" / String / "rebuilds"))
+        v1().and(warp::path!("views" / Segment / "rebuilds"))
             .and(warp::post())
             .and(request(&serving))
             .and(warp::body::stream())
-            .then(|view: String, request: Request, body| {
+            .then(|Segment(view): Segment, request: Request, body| {
                 answer(async move {
                     let bytes = body::small(&request, body).await?;
                     operate::start(request, view, bytes).await
                 })
             })
             .boxed(),
-        v1().and(warp::path!("views" / String / "schedule"))
+        v1().and(warp::path!("views" / Segment / "schedule"))
             .and(warp::put())
             .and(request(&serving))
             .and(warp::body::stream())
-            .then(|view: String, request: Request, body| {
+            .then(|Segment(view): Segment, request: Request, body| {
                 answer(async move {
                     let bytes = body::small(&request, body).await?;
                     operate::schedule(request, view, bytes).await
@@ -86,29 +96,31 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
             })
             .boxed(),
         get(&serving, v1().and(warp::path!("rebuilds")), operate::builds),
-        get_one(&serving, v1().and(warp::path!("rebuilds" / String)), operate::build),
-        v1().and(warp::path!("rebuilds" / String))
+        get_one(&serving, v1().and(warp::path!("rebuilds" / Segment)), operate::build),
+        v1().and(warp::path!("rebuilds" / Segment))
             .and(warp::delete())
             .and(request(&serving))
-            .then(|id: String, request: Request| answer(operate::cancel(request, id)))
+            .then(|Segment(id): Segment, request: Request| answer(operate::cancel(request, id)))
             .boxed(),
-        get_one(&serving, v1().and(warp::path!("views" / String / "generations")), catalog::generations),
-        v1().and(warp::path!("views" / String / "generations" / String / "activate"))
+        get_one(&serving, v1().and(warp::path!("views" / Segment / "generations")), catalog::generations),
+        v1().and(warp::path!("views" / Segment / "generations" / Segment / "activate"))
             .and(warp::post())
             .and(request(&serving))
-            .then(|view: String, generation: String, request: Request| {
+            .then(|Segment(view): Segment, Segment(generation): Segment, request: Request| {
                 answer(operate::activate(request, view, generation))
             })
             .boxed(),
-        v1().and(warp::path!("views" / String / "generations" / String / "diff" / String))
+        v1().and(warp::path!("views" / Segment / "generations" / Segment / "diff" / Segment))
             .and(warp::get())
             .and(request(&serving))
-            .then(|view: String, a: String, b: String, request: Request| answer(operate::diff(request, view, a, b)))
+            .then(|Segment(view): Segment, Segment(a): Segment, Segment(b): Segment, request: Request| {
+                answer(operate::diff(request, view, a, b))
+            })
             .boxed(),
-        v1().and(warp::path!("views" / String / "verify"))
+        v1().and(warp::path!("views" / Segment / "verify"))
             .and(warp::post())
             .and(request(&serving))
-            .then(|view: String, request: Request| answer(operate::verify(request, view)))
+            .then(|Segment(view): Segment, request: Request| answer(operate::verify(request, view)))
             .boxed(),
         // Operation.
         get(&serving, v1().and(warp::path!("status")), operate::status),
@@ -124,7 +136,30 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
         let route = openapi::pattern(info.method().as_str(), info.path());
         metered.inner.metrics.request(route, info.status().as_u16(), info.elapsed());
     });
-    all.recover(rejected).unify().with(metered).map(warp::Reply::into_response).boxed()
+    let answered = all.recover(rejected).unify().with(metered).map(warp::Reply::into_response);
+    warp::path::full().and(answered).map(with_allow).boxed()
+}
+
+/// A segment of a path, percent-decoded.
+#[derive(Debug)]
+struct Segment(String);
+
+impl FromStr for Segment {
+    type Err = Utf8Error;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Utf8Error> {
+        Ok(Self(percent_decode_str(text).decode_utf8()?.into_owned()))
+    }
+}
+
+/// What a path does take, as RFC 9110 wants it beside each 405.
+fn with_allow(path: FullPath, mut response: Response) -> Response {
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED
+        && let Ok(allowed) = HeaderValue::from_str(&openapi::allowed(path.as_str()).join(", "))
+    {
+        response.headers_mut().insert(ALLOW, allowed);
+    }
+    response
 }
 
 /// What every handler gets.
@@ -182,15 +217,15 @@ where
 
 fn get_one<F>(
     serving: &Serving,
-    path: impl Filter<Extract = (String,), Error = Rejection> + Clone + Send + Sync + 'static,
+    path: impl Filter<Extract = (Segment,), Error = Rejection> + Clone + Send + Sync + 'static,
     handler: impl Fn(Request, String) -> F + Clone + Send + Sync + 'static,
 ) -> BoxedFilter<(Response,)>
 where
     F: Future<Output = Result<Response>> + Send + 'static,
 {
-    path.and(warp::get())
+    path.and(warp::get().or(warp::head()).unify())
         .and(request(serving))
-        .then(move |name: String, request: Request| answer(handler(request, name)))
+        .then(move |Segment(name): Segment, request: Request| answer(handler(request, name)))
         .boxed()
 }
 
@@ -201,6 +236,9 @@ async fn answer(handler: impl Future<Output = Result<Response>>) -> Response {
 /// A JSON body; an empty one is `{}`.
 fn document<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let bytes = if bytes.trim_ascii().is_empty() { b"{}" } else { bytes };
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Error::new(Code::BadRequest, "the body is not a JSON object"));
+    }
     serde_json::from_slice(bytes).map_err(|e| Error::new(Code::BadRequest, format!("the body is not as expected: {e}")))
 }
 

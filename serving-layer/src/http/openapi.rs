@@ -130,13 +130,25 @@ pub(crate) fn document() -> Value {
 
 /// The pattern of the route that a request goes to, for metrics; there are few of them whatever is asked for.
 pub(crate) fn pattern(method: &str, path: &str) -> String {
-    let segments: Vec<&str> = path.split('/').collect();
-    let fits = |pattern: &str| {
-        let pattern: Vec<&str> = pattern.split('/').collect();
-        pattern.len() == segments.len() && pattern.iter().zip(&segments).all(|(p, s)| p.starts_with('{') || p == s)
-    };
-    let route = ROUTES.iter().find(|(m, p, ..)| m.eq_ignore_ascii_case(method) && fits(p));
+    let route = ROUTES.iter().find(|(m, p, ..)| m.eq_ignore_ascii_case(method) && fits(p, path));
     route.map_or_else(|| "other".to_owned(), |(m, p, ..)| format!("{} {p}", m.to_ascii_uppercase()))
+}
+
+/// The methods that `path` takes, in capitals.
+pub(crate) fn allowed(path: &str) -> Vec<String> {
+    let routes = ROUTES.iter().filter(|(_, pattern, ..)| fits(pattern, path));
+    let mut allowed: Vec<String> = routes.clone().map(|(method, ..)| method.to_ascii_uppercase()).collect();
+    if routes.clone().any(|(method, pattern, ..)| *method == "get" && !pattern.ends_with("/live")) {
+        allowed.push("HEAD".to_owned());
+    }
+    allowed.sort();
+    allowed.dedup();
+    allowed
+}
+
+fn fits(pattern: &str, path: &str) -> bool {
+    let (pattern, path) = (pattern.split('/'), path.split('/'));
+    pattern.clone().count() == path.clone().count() && pattern.zip(path).all(|(p, s)| p.starts_with('{') || p == s)
 }
 
 #[cfg(test)]
@@ -150,5 +162,8 @@ mod tests {
         assert_eq!(pattern("GET", "/"), "GET /");
         assert_eq!(pattern("POST", "/v1/views/a"), "other");
         assert_eq!(pattern("GET", "/etc/passwd"), "other");
+        assert_eq!(allowed("/v1/views/a"), ["GET", "HEAD"]);
+        assert_eq!(allowed("/v1/views/a/live"), ["GET"]);
+        assert_eq!(allowed("/v1/rebuilds/a"), ["DELETE", "GET", "HEAD"]);
     }
 }

@@ -6,9 +6,8 @@ use bytes::Bytes;
 use serde::Deserialize;
 use warp::reply::Response;
 use watershed_shared::names::GenerationId;
-use watershed_shared::offsets::OffsetVector;
 
-use super::params::Params;
+use super::params::{Offsets, Params};
 use super::{Request, document, reply};
 use crate::ask::{Answer, Ask};
 use crate::encode::Format;
@@ -123,7 +122,7 @@ fn truncate(answer: &mut Answer) {
 struct QueryBody {
     sql: String,
     #[serde(default)]
-    wait_for: BTreeMap<String, OffsetVector>,
+    wait_for: BTreeMap<String, Offsets>,
     timeout_ms: Option<u64>,
     #[serde(default)]
     min_complete: bool,
@@ -135,7 +134,7 @@ pub(super) async fn query(request: Request, body: Bytes) -> Result<Response> {
     let body: QueryBody = document(&body)?;
     let query = Query::parse(&body.sql)?;
     let ask = Ask {
-        wait_for: body.wait_for,
+        wait_for: body.wait_for.into_iter().map(|(stream, offsets)| (stream, offsets.0)).collect(),
         deadline: request.deadline(body.timeout_ms),
         generation: None,
         min_complete: body.min_complete,

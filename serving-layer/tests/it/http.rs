@@ -234,6 +234,7 @@ async fn a_statement_reads_views_streams_errors_and_dead_letters() {
 
     let (status, answer) = world.request("POST", "/v1/query", &query("SELECT * FROM dead_letters.clicks")).await;
     assert_eq!((status, &answer["rows"]), (200, &json!([])), "{answer}");
+    assert_eq!(answer["meta"]["streams"]["clicks"]["archived_until"], json!({"0": 20, "1": 30}), "{answer}");
     let (status, answer) =
         world.request("POST", "/v1/query", &query("SELECT count(*) AS n FROM clicks WHERE _late")).await;
     assert_eq!(status, 200, "{answer}");
@@ -306,6 +307,19 @@ async fn what_is_wrong_is_said() {
     assert_eq!((status, code(&answer)), (400, "bad_request"));
     let (status, answer) = world.request("DELETE", "/v1/views/per_who", "").await;
     assert_eq!((status, code(&answer)), (405, "method_not_allowed"), "{answer}");
+    let routes = watershed_serving_layer::routes(world.serving.clone());
+    let refused = warp::test::request().method("DELETE").path("/v1/views/per_who").reply(&routes).await;
+    assert_eq!(refused.headers()["allow"], "GET, HEAD");
+    let (status, answer) = world.request("POST", "/v1/query", "[]").await;
+    assert_eq!(answer["error"]["message"], "the body is not a JSON object", "{status}");
+    let twice = r#"{"sql": "SELECT 1", "wait_for": {"clicks": {"0": 1, "0": 5}}}"#;
+    let (status, answer) = world.request("POST", "/v1/query", twice).await;
+    assert!(status == 400 && answer["error"]["message"].as_str().unwrap().contains("stands there twice"), "{answer}");
+    // Paths are percent-encoded as the query string is.
+    let (status, answer) = world.get("/v1/views/%70er_who?limit=1").await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(world.get("/v1/views/%ff").await.0, 404);
+    assert_eq!(world.request("HEAD", "/v1/views/per_who", "").await.0, 200);
     // The position stands in a timeout.
     let (_, answer) = world.get("/v1/views/per_who?wait_for=%7B%220%22%3A55%7D&timeout_ms=50").await;
     assert_eq!(answer["error"]["position"], json!({"0": 50, "1": 50}));
