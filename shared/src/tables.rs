@@ -1,5 +1,7 @@
 //! Dimension tables: read once, copied to the storage under their content hash; every process reads the copy.
 
+mod source;
+
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -8,10 +10,13 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
+use bytes::Bytes;
+use datafusion::error::DataFusionError;
 use datafusion::execution::context::SessionContext;
-use datafusion::prelude::{CsvReadOptions, JsonReadOptions, ParquetReadOptions};
+use datafusion::prelude::{CsvReadOptions, JsonReadOptions, ParquetReadOptions, SessionConfig};
 use sha2::{Digest, Sha256};
 
+use self::source::Ending;
 use crate::columns::sql_type;
 use crate::config::TableConfig;
 use crate::paths;
@@ -25,7 +30,7 @@ pub enum Error {
     #[error("table `{table}`: cannot read {url}: {message}")]
     Read { table: String, url: String, message: String },
     #[error(
-        "table `{table}`: {url} has an ending that is not known: use .csv (with a header), .json or .ndjson (an object a line), or .parquet"
+        "table `{table}`: {url} has an ending that is not known: use .csv (with a header), .json or .ndjson (an object a line), or .parquet, or one of them and .gz"
     )]
     UnknownFormat { table: String, url: String },
     #[error(
@@ -40,7 +45,7 @@ pub enum Error {
     Storage(#[from] storage::Error),
 }
 
-/// Reads a table from where the configuration says it is.
+/// Reads a table from where the configuration says it is: the same file gives the same content hash, in any process.
 ///
 /// The types become those of the closed list of column types: strings are VARCHAR, timestamps microseconds in UTC.
 ///
@@ -48,48 +53,60 @@ pub enum Error {
 /// When the file cannot be read as what its ending says, or a column has a type outside the list.
 pub async fn read(config: &TableConfig) -> Result<DimensionTable, Error> {
     let fail = |message: String| Error::Read { table: config.name.clone(), url: config.url.to_string(), message };
-    let context = SessionContext::new();
-    let path = config.url.path();
-    let ending = path.trim_end_matches(".gz").rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
-    let frame = match ending.as_str() {
-        "csv" => {
+    let Some((ending, compressed)) = Ending::of(&config.url) else {
+        return Err(Error::UnknownFormat { table: config.name.clone(), url: config.url.to_string() });
+    };
+    let bytes = source::fetch(config, compressed).await.map_err(fail)?;
+    let batch = parse(config, ending, bytes).await.map_err(fail)?;
+    table(&config.name, &normalize(&config.name, &batch, config.columns.as_ref())?)
+}
+
+/// The rows of a file in the order in which they stand there; else why not, for people.
+async fn parse(config: &TableConfig, ending: Ending, bytes: Bytes) -> Result<RecordBatch, String> {
+    let said = |error: DataFusionError| error.strip_backtrace();
+    // SUBTLE: the content hash depends on the order of the rows. In several partitions the parts of a large file, which
+    // may end within a quoted value, would be read at the same time and put together in the order of their arrival.
+    let in_order = SessionConfig::new().with_target_partitions(1).with_repartition_file_scans(false);
+    let context = SessionContext::new_with_config(in_order);
+    let memory = Storage::memory();
+    memory.register_with(&context.runtime_env());
+    let name = format!("table.{}", ending.name());
+    memory.create(&name.as_str().into(), bytes).await.map_err(|e| e.to_string())?;
+    let url = format!("{}{name}", memory.engine_url().as_str());
+    let frame = match ending {
+        Ending::Csv => {
             let options = CsvReadOptions::new().has_header(true).schema_infer_max_records(10_000);
             match &config.columns {
-                None => context.read_csv(config.url.as_str(), options).await,
+                None => context.read_csv(url, options).await,
                 // SUBTLE: a reader that is given a schema takes columns by their place, whatever the header calls them.
                 Some(declared) => {
-                    let header = context.read_csv(config.url.as_str(), options.clone()).await;
-                    let header = header.map_err(|e| fail(e.to_string()))?;
+                    let header = context.read_csv(url.as_str(), options.clone()).await.map_err(said)?;
                     let schema = in_order_of(header.schema().as_arrow(), declared);
-                    context.read_csv(config.url.as_str(), options.schema(&schema)).await
+                    context.read_csv(url, options.schema(&schema)).await
                 }
             }
         }
-        "json" | "ndjson" | "jsonl" => {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            let file_extension = name.find('.').map(|i| &name[i..]).unwrap_or_default();
-            let mut options = JsonReadOptions { file_extension, ..JsonReadOptions::default() };
+        Ending::Json => {
+            let mut options = JsonReadOptions::default();
             if let Some(schema) = &config.columns {
                 options = options.schema(schema);
             }
-            context.read_json(config.url.as_str(), options).await
+            context.read_json(url, options).await
         }
-        "parquet" => context.read_parquet(config.url.as_str(), ParquetReadOptions::default()).await,
-        _ => return Err(Error::UnknownFormat { table: config.name.clone(), url: config.url.to_string() }),
+        Ending::Parquet => context.read_parquet(url, ParquetReadOptions::default()).await,
     };
-    let mut frame = frame.map_err(|e| fail(e.to_string()))?;
+    let mut frame = frame.map_err(said)?;
     if let Some(declared) = &config.columns {
         let found = frame.schema().as_arrow();
         if let Some(missing) = declared.fields().iter().find(|field| found.index_of(field.name()).is_err()) {
-            return Err(fail(no_column(missing.name(), found)));
+            return Err(no_column(missing.name(), found));
         }
         let names = declared.fields().iter().map(|field| datafusion::logical_expr::ident(field.name()));
-        frame = frame.select(names).map_err(|e| fail(e.to_string()))?;
+        frame = frame.select(names).map_err(said)?;
     }
     let schema = Arc::new(frame.schema().as_arrow().clone());
-    let batches = frame.collect().await.map_err(|e| fail(e.to_string()))?;
-    let batch = concat_batches(&schema, &batches).map_err(|e| fail(e.to_string()))?;
-    table(&config.name, &normalize(&config.name, &batch, config.columns.as_ref())?)
+    let batches = frame.collect().await.map_err(said)?;
+    concat_batches(&schema, &batches).map_err(|e| e.to_string())
 }
 
 /// Copies the table's content to the storage under its content hash. A copy that is there already is left alone.
@@ -212,7 +229,12 @@ fn nearest(data_type: &DataType) -> Option<DataType> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use arrow::array::{AsArray, Int64Array};
+    use arrow::datatypes::Int64Type;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
     use parquet::arrow::ArrowWriter;
     use url::Url;
 
@@ -222,6 +244,81 @@ mod tests {
         let fields: Vec<Field> = columns.iter().map(|(name, t)| Field::new(*name, t.clone(), true)).collect();
         let url = Url::from_file_path(dir.join(file)).unwrap();
         TableConfig { name: "t".to_owned(), url, columns: Some(Arc::new(Schema::new(fields))) }
+    }
+
+    /// As [`config`], with the columns of the file.
+    fn undeclared(dir: &std::path::Path, file: &str) -> TableConfig {
+        TableConfig { columns: None, ..config(dir, file, &[]) }
+    }
+
+    /// Large enough that the engine would read it in parts, with line breaks that end no row all over.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn a_large_file_has_its_rows_in_order_each_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let row = |n: i64| format!("{n},\"{}\"\n", "a line\n".repeat(40));
+        let text = std::iter::once("n,text\n".to_owned()).chain((0..8_000).map(row)).collect::<String>();
+        assert!(text.len() > 2 << 20);
+        std::fs::write(dir.path().join("t.csv"), &text).unwrap();
+        let json: String = (0..60_000).map(|n| format!("{{\"n\": {n}, \"text\": \"some text\"}}\n")).collect();
+        std::fs::write(dir.path().join("t.json"), json).unwrap();
+        for (file, rows) in [("t.csv", 8_000), ("t.json", 60_000)] {
+            let first = read(&undeclared(dir.path(), file)).await.unwrap();
+            let numbers = first.batches[0].column_by_name("n").unwrap().as_primitive::<Int64Type>();
+            assert!(numbers.values().iter().copied().eq(0..rows), "{file}");
+            let again = read(&undeclared(dir.path(), file)).await.unwrap();
+            assert_eq!(again.content_hash, first.content_hash, "{file}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_compressed_file_has_the_content_of_the_plain_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let n = Arc::new(Int64Array::from(vec![1, 2])) as _;
+        let batch = RecordBatch::try_from_iter_with_nullable([("n", n, true)]).unwrap();
+        let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        let files: [(&str, Vec<u8>); 4] = [
+            ("t.csv", b"n\n1\n2\n".to_vec()),
+            ("t.json", b"{\"n\": 1}\n{\"n\": 2}\n".to_vec()),
+            ("t.part.ndjson", b"{\"n\": 1}\n{\"n\": 2}\n".to_vec()),
+            ("t.parquet", writer.into_inner().unwrap()),
+        ];
+        for (file, bytes) in files {
+            std::fs::write(dir.path().join(file), &bytes).unwrap();
+            let mut compressed = GzEncoder::new(Vec::new(), Compression::fast());
+            compressed.write_all(&bytes).unwrap();
+            std::fs::write(dir.path().join(format!("{file}.gz")), compressed.finish().unwrap()).unwrap();
+            for columns in [&[][..], &[("n", DataType::Int64)]] {
+                let of = |file: &str| TableConfig {
+                    columns: (!columns.is_empty()).then(|| config(dir.path(), file, columns).columns).flatten(),
+                    ..config(dir.path(), file, columns)
+                };
+                let plain = read(&of(file)).await.unwrap();
+                assert_eq!(plain.batches[0].column(0).as_primitive::<Int64Type>().values(), &[1, 2], "{file}");
+                let found = read(&of(&format!("{file}.gz"))).await.unwrap();
+                assert_eq!(found.content_hash, plain.content_hash, "{file}");
+            }
+        }
+        std::fs::write(dir.path().join("t.csv.gz"), "n\n1\n").unwrap();
+        let error = read(&undeclared(dir.path(), "t.csv.gz")).await.unwrap_err().to_string();
+        assert!(error.contains("t.csv.gz: not gzip: "), "{error}");
+        let error = read(&undeclared(dir.path(), "none.csv")).await.unwrap_err().to_string();
+        assert!(error.contains("none.csv: No such file"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_table_on_a_real_hdfs_is_read() {
+        let Some(storage) = crate::storage::conformance::hdfs_storage() else { return };
+        let on_hdfs = |file: &str| TableConfig {
+            name: "t".to_owned(),
+            url: format!("{}/{file}", storage.url()).parse().unwrap(),
+            columns: None,
+        };
+        storage.create(&"lists/t.csv".into(), "n\n1\n2\n".into()).await.unwrap();
+        let table = read(&on_hdfs("lists/t.csv")).await.unwrap();
+        assert_eq!(table.batches[0].column(0).as_primitive::<Int64Type>().values(), &[1, 2]);
+        let error = read(&on_hdfs("lists/none.csv")).await.unwrap_err().to_string();
+        assert!(error.ends_with("none.csv: there is no such file"), "{error}");
     }
 
     #[tokio::test]

@@ -293,7 +293,7 @@ pub(super) static TABLE: Section = Section {
             "url",
             "URL or path",
             Required("\"file:///srv/languages.csv\""),
-            "A CSV file with a header (.csv), newline-delimited JSON (.json, .ndjson, .jsonl) or Parquet (.parquet).",
+            "A CSV file with a header (.csv), newline-delimited JSON (.json, .ndjson, .jsonl) or Parquet (.parquet), each also with .gz; file:// or hdfs://.",
         ),
         key(
             "columns",
