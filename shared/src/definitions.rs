@@ -64,7 +64,12 @@ impl Definitions {
             late: view.late,
             retain: view.retain,
             materialize: view.materialize,
-            tables: tables.iter().map(|(name, table)| (name.clone(), table.content_hash.clone())).collect(),
+            // SUBTLE: those that are named, not those that the plan reads: an unused WITH has to be planned as well.
+            tables: tables
+                .iter()
+                .filter(|(name, _)| tables::is_named_in(&view.sql, name))
+                .map(|(name, table)| (name.clone(), table.content_hash.clone()))
+                .collect(),
             appended_at: clock::now(),
         };
         self.inner.compiled.lock().insert(hash, Arc::clone(&compiled));

@@ -135,6 +135,11 @@ pub async fn load(storage: &Storage, name: &str, hash: &str) -> Result<Dimension
     Ok(DimensionTable { name: name.to_owned(), content_hash: hash.to_owned(), schema, batches })
 }
 
+/// Whether `sql` may read the table: its name stands there as a word.
+pub fn is_named_in(sql: &str, table: &str) -> bool {
+    sql.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word.eq_ignore_ascii_case(table))
+}
+
 fn table(name: &str, batch: &RecordBatch) -> Result<DimensionTable, Error> {
     let mut table = DimensionTable {
         name: name.to_owned(),

@@ -13,6 +13,7 @@ mod shards;
 mod speed;
 mod stages;
 mod stream;
+mod tables;
 mod truncations;
 mod view;
 
@@ -27,11 +28,12 @@ use watershed_shared::config::{Config, KafkaConfig};
 use watershed_shared::definitions::Definitions;
 use watershed_shared::log::{DirLock, EmbeddedBroker, LogClient};
 use watershed_shared::storage::Storage;
+use watershed_shared::task;
 use watershed_shared::view::DimensionTable;
-use watershed_shared::{tables, task};
 
 use self::stages::Shutdown;
 use self::stream::Stream;
+use self::tables::Tables;
 use self::view::View;
 use crate::builds;
 use crate::client::HttpFile;
@@ -80,7 +82,7 @@ impl Platform {
         let parts = Parts { config, client, storage, definitions, holder };
         let mut shutdown = Shutdown::default();
 
-        let tables = dimension_tables(&parts).await?;
+        let mut tables = Tables::open(config, &parts.storage, role).await?;
         let mut views = BTreeMap::new();
         let follow = shutdown.stage();
         if matches!(role, Role::All | Role::Batch) {
@@ -88,7 +90,10 @@ impl Platform {
             follow.tasks.push(task::spawn("collect leftovers", collect));
         }
         for view in config.views.values() {
-            views.insert(view.name.clone(), View::open(&parts, view, &tables, follow).await?);
+            views.insert(
+                view.name.clone(),
+                View::open(&parts.storage, &parts.definitions, view, &mut tables, follow).await?,
+            );
         }
         let mut streams = BTreeMap::new();
         for stream in config.streams.values() {
@@ -97,10 +102,13 @@ impl Platform {
             streams.insert(stream.name.clone(), opened);
         }
         let http = match role {
-            Role::All => all(&parts, tables, streams, views, &mut shutdown).await?,
+            Role::All => all(&parts, tables.for_queries(&views).await?, streams, views, &mut shutdown).await?,
             Role::Batch => batch::start(&parts, streams, views, &mut shutdown).await?,
             Role::Speed => speed::start(&parts, streams, views, &mut shutdown).await?,
-            Role::Serving => serving::start(&parts, tables, streams, views, &mut shutdown).await?,
+            Role::Serving => {
+                let tables = tables.for_queries(&views).await?;
+                serving::start(&parts, tables, streams, views, &mut shutdown).await?
+            }
         };
 
         let http_file = HttpFile::path(&config.data_dir);
@@ -196,15 +204,4 @@ fn kafka(config: &Config, broker: Option<&EmbeddedBroker>) -> Result<KafkaConfig
     let broker = broker.context("without [kafka] there is an embedded broker")?;
     let properties = [("bootstrap.servers".to_owned(), broker.bootstrap_servers().to_owned())];
     Ok(KafkaConfig { properties: properties.into() })
-}
-
-/// Reads the dimension tables and copies them to the storage under their content hash.
-async fn dimension_tables(parts: &Parts<'_>) -> Result<BTreeMap<String, DimensionTable>> {
-    let mut read = BTreeMap::new();
-    for table in parts.config.tables.values() {
-        let content = tables::read(table).await?;
-        tables::store(&parts.storage, &content).await?;
-        read.insert(table.name.clone(), content);
-    }
-    Ok(read)
 }

@@ -112,6 +112,7 @@ async fn plans_of(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     use tokio_util::sync::CancellationToken;
@@ -148,7 +149,7 @@ sql = "SELECT name, count(*) AS n FROM clicks JOIN names ON page = id GROUP BY n
         let event = ViewEvent::Defined { definition: Box::new(definition) };
         let (_sender, state) = watch::channel(Arc::new(ViewState::default().apply(&event).unwrap()));
         let register = Register::<ViewState>::open(&storage, "views", "per_name");
-        let view = View { config: view.clone(), stream: "clicks".to_owned(), register, state };
+        let view = View { config: view.clone(), stream: "clicks".to_owned(), reads: BTreeSet::new(), register, state };
         let views = [("per_name".to_owned(), view)].into();
 
         // Another process has recorded it, and the copy of its table is not to be had now.

@@ -1,6 +1,6 @@
 //! A view's register: its configured definition stands there, and it is followed.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
@@ -8,13 +8,14 @@ use tokio::sync::watch;
 use tracing::warn;
 use watershed_shared::catalog::{Rejected, ViewEvent, ViewState};
 use watershed_shared::config::ViewConfig;
+use watershed_shared::definitions::Definitions;
 use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::register::Register;
-use watershed_shared::view::DimensionTable;
+use watershed_shared::storage::Storage;
 
-use super::Parts;
 use super::register::follow;
 use super::stages::Stage;
+use super::tables::Tables;
 
 /// The kind of register.
 const VIEWS: &str = "views";
@@ -24,6 +25,8 @@ const VIEWS: &str = "views";
 pub(super) struct View {
     pub(super) config: ViewConfig,
     pub(super) stream: String,
+    /// The dimension tables that it reads, as it is configured.
+    pub(super) reads: BTreeSet<String>,
     pub(super) register: Register<ViewState>,
     pub(super) state: watch::Receiver<Arc<ViewState>>,
 }
@@ -31,16 +34,21 @@ pub(super) struct View {
 impl View {
     /// Opens the view's register, appends the configured definition unless it stands there, and follows it.
     pub(super) async fn open(
-        parts: &Parts<'_>,
+        storage: &Storage,
+        definitions: &Definitions,
         config: &ViewConfig,
-        tables: &BTreeMap<String, DimensionTable>,
+        tables: &mut Tables<'_>,
         stage: &mut Stage,
     ) -> Result<Self> {
         let name = &config.name;
-        let (definition, _) = parts.definitions.configured(config, tables).map_err(|e| {
-            anyhow!("view `{name}`, line {} of its SQL: {e}; `watershed check` shows the place", e.line)
-        })?;
-        let register = Register::<ViewState>::open(&parts.storage, VIEWS, name);
+        let register = Register::<ViewState>::open(storage, VIEWS, name);
+        let state = register.state().await.with_context(|| format!("read the register of view `{name}`"))?;
+        let (definition, compiled) = match tables.recorded(config, &state, definitions).await? {
+            Some(found) => found,
+            None => definitions.configured(config, &tables.of_view(config).await?).map_err(|e| {
+                anyhow!("view `{name}`, line {} of its SQL: {e}; `watershed check` shows the place", e.line)
+            })?,
+        };
         let mut superseded = false;
         register
             .update(|state: &ViewState| {
@@ -60,6 +68,7 @@ impl View {
             );
         }
         let state = follow(&register, stage).await.with_context(|| format!("follow view `{name}`"))?;
-        Ok(Self { config: config.clone(), stream: definition.stream, register, state })
+        let reads = compiled.tables();
+        Ok(Self { config: config.clone(), stream: definition.stream, reads, register, state })
     }
 }

@@ -23,7 +23,7 @@ pub struct Definition {
     pub late: Late,
     pub retain: Option<Duration>,
     pub materialize: bool,
-    /// Dimension tables by name, with the content hash under which their copy lies in the storage.
+    /// The dimension tables that its SQL names, with the content hash under which their copy lies in the storage.
     pub tables: BTreeMap<String, String>,
     pub appended_at: DateTime<Utc>,
 }

@@ -164,6 +164,11 @@ impl CompiledView {
         &self.definition.hash
     }
 
+    /// The dimension tables that the view reads.
+    pub fn tables(&self) -> BTreeSet<String> {
+        definition::tables_read(&self.shape.plan)
+    }
+
     /// What [`Self::definition`] is the hash of.
     pub fn definition_text(&self) -> &str {
         &self.definition.text

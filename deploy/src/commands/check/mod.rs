@@ -87,7 +87,7 @@ async fn check(config: &Config) -> CheckReport {
                 report.views.push(described);
             }
             // Of a view that joins a table that could not be read this says nothing.
-            Err(error) if unread.iter().any(|table| mentions(&view.sql, table)) => {
+            Err(error) if unread.iter().any(|table| tables::is_named_in(&view.sql, table)) => {
                 tracing::debug!(view = name, %error, "not compiled: a table that it names could not be read");
             }
             Err(error) => {
@@ -119,9 +119,4 @@ fn unmet(config: &Config, late: Late, compiled: &CompiledView) -> Option<String>
     let stream = config.streams.get(compiled.stream())?;
     (late == Late::Exclude && stream.allowed_lateness.is_none())
         .then(|| format!("late = \"exclude\" leaves out nothing: stream `{}` has no allowed_lateness", stream.name))
-}
-
-/// Whether `name` stands in `sql` as a word.
-fn mentions(sql: &str, name: &str) -> bool {
-    sql.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word.eq_ignore_ascii_case(name))
 }
