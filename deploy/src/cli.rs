@@ -80,6 +80,8 @@ pub(crate) enum Command {
     ///
     /// One of another definition pauses the schedules of the view.
     Activate(commands::activate::ActivateArgs),
+    /// Record the definitions of views as they are configured, without a restart: the next builds are theirs.
+    Reload(commands::reload::ReloadArgs),
     /// Recount a view from the master dataset and the log, and compare it with what is served.
     Verify(commands::verify::VerifyArgs),
     /// Accept what a stream has lost: offsets that the log dropped before they were archived.

@@ -11,6 +11,7 @@ pub(crate) mod produce;
 pub(crate) mod query;
 pub(crate) mod rebuild;
 pub(crate) mod rebuilds;
+pub(crate) mod reload;
 pub(crate) mod status;
 pub(crate) mod up;
 pub(crate) mod verify;
@@ -42,6 +43,7 @@ pub(crate) async fn run(cli: Cli) -> Outcome {
         Command::Generations(args) => generations::run(&args, &Client::new(&platform)?, format).await,
         Command::Diff(args) => diff::run(&args, &Client::new(&platform)?, format).await,
         Command::Activate(args) => activate::run(&args, &Client::new(&platform)?, format).await,
+        Command::Reload(args) => reload::run(&args, &platform.configuration()?, format).await,
         Command::Verify(args) => verify::run(&args, &Client::new(&platform)?, format).await,
         Command::AcceptLoss(args) => accept_loss::run(&args, &Client::new(&platform)?, format).await,
         Command::Status => status::run(&Client::new(&platform)?, format).await,

@@ -35,6 +35,7 @@ use self::stages::Shutdown;
 use self::stream::Stream;
 use self::tables::Tables;
 use self::view::View;
+pub(crate) use self::view::{Outcome, Superseded, reload};
 use crate::builds;
 use crate::client::HttpFile;
 use crate::commands::up::Role;

@@ -1,6 +1,6 @@
 //! A view's register: definitions, claims of builds, publications, activations, in one sequence.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -143,6 +143,10 @@ pub enum ViewEvent {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ViewState {
     pub definitions: BTreeMap<DefinitionHash, Definition>,
+    /// Definitions that stood above until their last generation was retired: they are still not new, and return only to
+    /// who asks for them.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub forgotten: BTreeSet<DefinitionHash>,
     /// The definition appended last: the one that the configuration asks for.
     pub configured: Option<DefinitionHash>,
     /// The one that answers.
@@ -173,6 +177,7 @@ impl ViewState {
         match event {
             ViewEvent::Defined { definition } => {
                 let hash = definition.hash.clone();
+                next.forgotten.remove(&hash);
                 next.definitions.insert(hash.clone(), (**definition).clone());
                 next.configured = Some(hash.clone());
                 if next.active.is_none() {
@@ -263,10 +268,25 @@ impl ViewState {
                 next.generations.retain(|g| !generations.contains(&g.id));
                 let kept = next.needed_definitions();
                 let listed: Vec<_> = next.generations.iter().map(|g| g.definition.clone()).collect();
-                next.definitions.retain(|hash, _| kept.contains(hash) || listed.contains(hash));
+                let (kept, forgotten): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut next.definitions)
+                    .into_iter()
+                    .partition(|(hash, _)| kept.contains(hash) || listed.contains(hash));
+                next.definitions = kept;
+                next.forgotten.extend(forgotten.into_keys());
             }
         }
         Ok(next)
+    }
+
+    /// Whether the definition was ever appended.
+    pub fn knows(&self, definition: &DefinitionHash) -> bool {
+        self.definitions.contains_key(definition) || self.forgotten.contains(definition)
+    }
+
+    /// Whether the definition was replaced by the one that is configured now: it does not come back by itself, or two
+    /// processes with different configurations would take turns.
+    pub fn is_superseded(&self, definition: &DefinitionHash) -> bool {
+        self.knows(definition) && self.configured.as_ref() != Some(definition)
     }
 
     /// Whether the build is asked for or claimed, and has not ended.
@@ -355,8 +375,12 @@ mod tests {
     }
 
     fn defined() -> ViewEvent {
+        defined_as("d")
+    }
+
+    fn defined_as(hash: &str) -> ViewEvent {
         let definition = Definition {
-            hash: DefinitionHash::new("d"),
+            hash: DefinitionHash::new(hash),
             stream: "s".to_owned(),
             sql: String::new(),
             late: Late::Include,
@@ -386,16 +410,43 @@ mod tests {
     }
 
     fn claimed(id: &str, holder: &str) -> ViewEvent {
+        claimed_for("d", id, holder)
+    }
+
+    fn claimed_for(definition: &str, id: &str, holder: &str) -> ViewEvent {
         let build = Build {
             id: BuildId::new(id),
             mode: BuildMode::Rebuild,
-            definition: DefinitionHash::new("d"),
+            definition: DefinitionHash::new(definition),
             base: None,
             cut: Cut::new(),
             holder: holder.to_owned(),
             claimed_at: DateTime::UNIX_EPOCH,
         };
         ViewEvent::Claimed { build: Box::new(build) }
+    }
+
+    /// A build of `definition` publishes generation `id`.
+    fn built(definition: &str, id: u64) -> [ViewEvent; 2] {
+        let build = id.to_string();
+        let generation = Generation {
+            id: GenerationId(id),
+            definition: DefinitionHash::new(definition),
+            cut: Cut::new(),
+            runs: Vec::new(),
+            build: BuildId::new(&*build),
+            mode: BuildMode::Rebuild,
+            base: None,
+            delta_version: 0,
+            events: 0,
+            losses: 0,
+            published_at: DateTime::UNIX_EPOCH,
+        };
+        [claimed_for(definition, &build, "a"), ViewEvent::Published { generation: Box::new(generation) }]
+    }
+
+    fn retired(generations: &[u64]) -> ViewEvent {
+        ViewEvent::Retired { generations: generations.iter().copied().map(GenerationId).collect() }
     }
 
     fn ended(id: &str) -> ViewEvent {
@@ -421,5 +472,28 @@ mod tests {
         assert_eq!(state(&[defined(), requested("1"), ended("1"), taken("1", "a")]), lost);
         assert_eq!(state(&[defined(), claimed("1", "a"), ended("1"), ended("1")]), lost);
         assert!(state(&[defined(), requested("1"), ended("1"), requested("2")]).is_ok());
+    }
+
+    #[test]
+    fn a_superseded_definition_is_known_after_its_last_generation_was_retired() {
+        let (a, b) = (DefinitionHash::new("a"), DefinitionHash::new("b"));
+        let first = [defined_as("a")].into_iter().chain(built("a", 1)).chain([defined_as("b")]);
+        let events: Vec<_> = first.chain(built("b", 2)).chain(built("b", 3)).chain([retired(&[1])]).collect();
+        let state = state(&events).unwrap();
+        assert_eq!(state.definitions.keys().collect::<Vec<_>>(), [&b], "nobody needs the other");
+        assert!(state.is_superseded(&a) && !state.is_superseded(&b) && !state.knows(&DefinitionHash::new("c")));
+
+        // To who asks for it, it comes back, and is then as any other.
+        let back = state.apply(&defined_as("a")).unwrap();
+        assert!(!back.is_superseded(&a) && back.is_superseded(&b));
+        assert!(back.definitions.contains_key(&a) && back.forgotten.is_empty());
+    }
+
+    #[test]
+    fn a_state_recorded_before_definitions_were_remembered_is_read() {
+        let state = state(&[defined()]).unwrap();
+        let json = serde_json::to_value(&state).unwrap();
+        assert!(json.get("forgotten").is_none(), "written as before while there is none: {json}");
+        assert_eq!(serde_json::from_value::<ViewState>(json).unwrap(), state);
     }
 }

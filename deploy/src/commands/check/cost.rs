@@ -87,7 +87,7 @@ fn decide(
         None => ChangeKind::New,
         Some(active) if active == configured => return Change::of(ChangeKind::Unchanged),
         Some(_) if view.configured.as_ref() == Some(configured) => ChangeKind::Building,
-        Some(_) if view.definitions.contains_key(configured) => ChangeKind::Superseded,
+        Some(_) if view.knows(configured) => ChangeKind::Superseded,
         Some(_) => ChangeKind::Changed,
     };
     // Offsets, those of dead letters and control records included.

@@ -116,7 +116,8 @@ impl Change {
                 format!("changed already: its first build reads {events}; until then the old one answers")
             }
             ChangeKind::Superseded => {
-                "superseded: an earlier definition of this view; it returns by `activate` only".to_owned()
+                "superseded: an earlier definition of this view; it returns by `activate` or `reload --apply` only"
+                    .to_owned()
             }
             ChangeKind::Unknown => format!("unknown: {}", self.reason.as_deref().unwrap_or_default()),
         }
