@@ -251,7 +251,10 @@ impl Serving {
             compiled.map_err(|e| Error::new(Code::NotReady, format!("generation {id} cannot be read: {e}")))?;
         let runs = match generation.runs.is_empty() || keeps_failures_only(&compiled, definition.materialize) {
             true => None,
-            false => Some(runs_table(&self.inner.input.storage, generation, &compiled).map_err(Error::internal)?),
+            false => {
+                let (storage, pages) = (&self.inner.input.storage, &self.inner.pages);
+                Some(runs_table(storage, pages, generation, &compiled).map_err(Error::internal)?)
+            }
         };
         let now = self.now(&input.stream)?;
         Ok(Arc::new(ViewAnswer::alone(view, &now, compiled, definition, Arc::new(generation.clone()), runs)))

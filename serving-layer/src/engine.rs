@@ -38,6 +38,8 @@ pub struct QuerySettings {
     pub memory_limit_bytes: usize,
     /// Of one result.
     pub max_result_bytes: usize,
+    /// Of decoded pages of generations that lookups keep.
+    pub page_cache_bytes: usize,
     /// Under way at a time; others wait.
     pub max_concurrent: usize,
     /// Waiting at a time; others are answered 429.
@@ -53,6 +55,7 @@ impl Default for QuerySettings {
         Self {
             memory_limit_bytes: 1 << 30,
             max_result_bytes: 256 << 20,
+            page_cache_bytes: 256 << 20,
             max_concurrent: 16,
             max_waiting: 256,
             threads: std::thread::available_parallelism().map_or(2, |n| n.get().min(8)),

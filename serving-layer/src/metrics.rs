@@ -63,6 +63,9 @@ impl Serving {
         }
         head(&mut out, "watershed_serving_queries_running", "gauge", "Queries under way.");
         line(&mut out, "watershed_serving_queries_running", &[], self.inner.engine.under_way() as f64);
+        let what = "Decoded pages of generations that are kept for lookups.";
+        head(&mut out, "watershed_serving_page_cache_bytes", "gauge", what);
+        line(&mut out, "watershed_serving_page_cache_bytes", &[], self.inner.pages.bytes() as f64);
         head(
             &mut out,
             "watershed_serving_ready",

@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::offsets::OffsetVector;
+use watershed_shared::run::PageCache;
 use watershed_shared::{clock, task};
 
 use crate::engine::Engine;
@@ -28,6 +29,8 @@ pub(crate) struct Inner {
     pub engine: Engine,
     pub metrics: Metrics,
     pub answers: BTreeMap<String, watch::Receiver<Arc<StreamAnswer>>>,
+    /// Of all generations together.
+    pub pages: Arc<PageCache>,
     /// Taken by `run`.
     fronts: Mutex<Vec<Front>>,
     /// Permits for live connections.
@@ -44,6 +47,7 @@ impl Serving {
     /// When the threads for queries or the folder for spilling cannot be had.
     pub fn new(input: ServingInput) -> std::io::Result<Self> {
         let engine = Engine::new(&input.storage, input.settings.query.clone())?;
+        let pages = PageCache::new(input.settings.query.page_cache_bytes);
         let (mut fronts, mut answers) = (Vec::new(), BTreeMap::new());
         for (name, stream) in &input.streams {
             let of_stream = || input.views.iter().filter(|(_, v)| v.stream == *name);
@@ -57,6 +61,7 @@ impl Serving {
                 views: of_stream().map(|(view, v)| (view.clone(), v.register.clone())).collect(),
                 definitions: Arc::clone(&input.definitions),
                 storage: input.storage.clone(),
+                pages: Arc::clone(&pages),
                 answers: sender,
             });
         }
@@ -64,6 +69,7 @@ impl Serving {
             engine,
             metrics: Metrics::default(),
             answers,
+            pages,
             fronts: Mutex::new(fronts),
             started_at: clock::Instant::now(),
             live: Arc::new(Semaphore::new(input.settings.max_live)),

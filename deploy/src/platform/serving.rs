@@ -169,6 +169,7 @@ fn settings(config: &ServingConfig) -> Settings {
     let query = QuerySettings {
         memory_limit_bytes: config.memory_limit_bytes,
         max_result_bytes: config.max_result_bytes,
+        page_cache_bytes: config.page_cache_bytes,
         max_concurrent: config.max_queries,
         max_waiting: config.max_waiting,
         timeout: config.timeout,

@@ -20,7 +20,7 @@ use watershed_shared::delta::{Maximum, Reason, StreamDelta};
 use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{DefinitionHash, GenerationId};
 use watershed_shared::offsets::{OffsetVector, PartitionId, Position};
-use watershed_shared::run::RunsTable;
+use watershed_shared::run::{PageCache, RunsTable};
 use watershed_shared::storage::Storage;
 use watershed_shared::view::CompiledView;
 
@@ -49,6 +49,7 @@ pub(crate) struct Front {
     pub views: BTreeMap<String, watch::Receiver<Arc<ViewState>>>,
     pub definitions: Arc<dyn Definitions>,
     pub storage: Storage,
+    pub pages: Arc<PageCache>,
     pub answers: watch::Sender<Arc<StreamAnswer>>,
 }
 
@@ -357,7 +358,7 @@ impl Front {
         if let Some(table) = made.tables.get(&key) {
             return Ok(Some(Arc::clone(table)));
         }
-        let table = runs_table(&self.storage, generation, compiled)?;
+        let table = runs_table(&self.storage, &self.pages, generation, compiled)?;
         made.tables.insert(key, Arc::clone(&table));
         Ok(Some(table))
     }
@@ -426,10 +427,12 @@ fn maxima(delta: &StreamDelta, position: &Position) -> BTreeMap<PartitionId, Opt
 /// When what the register says of its runs makes no sense.
 pub(crate) fn runs_table(
     storage: &Storage,
+    pages: &Arc<PageCache>,
     generation: &Generation,
     compiled: &CompiledView,
 ) -> Result<Arc<RunsTable>, String> {
-    let table = RunsTable::new(storage, compiled.state_schema(), generation.runs.clone(), compiled.key_count());
+    let (schema, keys) = (compiled.state_schema(), compiled.key_count());
+    let table = RunsTable::with_pages(storage, schema, generation.runs.clone(), keys, pages);
     table.map_err(|e| format!("generation {} cannot be read: {e}", generation.id))
 }
 

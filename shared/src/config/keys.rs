@@ -120,6 +120,12 @@ pub(super) static SERVING: Section = Section {
             Default("\"256 MiB\""),
             "Of one query's rows, in memory; larger ones are answered 413.",
         ),
+        key(
+            "page_cache",
+            "size",
+            Default("\"256 MiB\""),
+            "Of decoded pages of generations that lookups by key have read, kept for further ones; \"0 B\" keeps none.",
+        ),
         key("max_queries", "number", Default("16"), "Queries that run at the same time; further ones wait."),
         key(
             "max_waiting",

@@ -237,6 +237,7 @@ fn refuse_clashes(context: Context<'_, '_>, document: &DeTable<'_>) {
 fn serving(reader: &Reader<'_, '_, '_>) -> Option<ServingConfig> {
     let memory_limit_bytes = reader.size("memory_limit", 16 << 20);
     let max_result_bytes = reader.size("max_result", 1 << 10);
+    let page_cache_bytes = reader.size("page_cache", 0);
     let max_queries = reader.number("max_queries", 1..=65_536);
     let max_waiting = reader.number("max_waiting", 0..=1_048_576);
     let timeout = reader.duration("timeout", Duration::from_millis(1));
@@ -248,6 +249,7 @@ fn serving(reader: &Reader<'_, '_, '_>) -> Option<ServingConfig> {
     Some(ServingConfig {
         memory_limit_bytes: bytes(memory_limit_bytes?),
         max_result_bytes: bytes(max_result_bytes?),
+        page_cache_bytes: bytes(page_cache_bytes?),
         max_queries: count(max_queries?),
         max_waiting: count(max_waiting?),
         timeout: timeout?,

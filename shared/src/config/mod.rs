@@ -133,6 +133,8 @@ pub struct ServingConfig {
     pub memory_limit_bytes: usize,
     /// Of one query's rows.
     pub max_result_bytes: usize,
+    /// Of decoded pages that lookups keep.
+    pub page_cache_bytes: usize,
     pub max_queries: usize,
     pub max_waiting: usize,
     /// Of a request that names none.

@@ -111,6 +111,12 @@ pub fn slice(states: &RecordBatch, bounds: &[KeyBounds]) -> RecordBatch {
     states.slice(from, to - from)
 }
 
+/// As [`slice`]; `None` where no row is left, which is known without making a batch of none.
+pub fn slice_of_some(states: &RecordBatch, bounds: &[KeyBounds]) -> Option<RecordBatch> {
+    let (from, to) = within(states, bounds);
+    (from < to).then(|| states.slice(from, to - from))
+}
+
 /// The rows `[from, to)` that [`slice`] leaves.
 pub(super) fn within(states: &RecordBatch, bounds: &[KeyBounds]) -> (usize, usize) {
     let (mut from, mut to) = (0, states.num_rows());
@@ -124,6 +130,9 @@ pub(super) fn within(states: &RecordBatch, bounds: &[KeyBounds]) -> (usize, usiz
             // NULL comes first, and no comparison is true of it.
             (None, Some(_)) => from = partition_point(from, to, |row| column.is_null(row)),
             (None, None) => {}
+        }
+        if from == to {
+            break;
         }
         if let Some((value, inclusive)) = &bounds.upper {
             let within = |order| order == Ordering::Less || (*inclusive && order == Ordering::Equal);

@@ -1,13 +1,14 @@
 //! Reading a few groups of a run's file without the engine: its index tells which pages may hold them, and only those are
-//! read and decoded.
+//! read and decoded, once for as long as the cache keeps them.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatch};
+use arrow::compute::concat_batches;
 use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, try_join_all};
 use futures::{FutureExt, TryStreamExt};
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
@@ -18,12 +19,16 @@ use parquet::arrow::{ParquetRecordBatchStreamBuilder, ProjectionMask};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaData, ParquetMetaDataReader};
 
-use super::bounds::{KeyBounds, slice, within};
+use super::bounds::{KeyBounds, slice_of_some, within};
 use super::order::has_statistics;
+use super::pages::{OpenPages, PageCache};
 use super::table::METADATA_SIZE_HINT;
 
 /// Of larger groups (sketches, lists) none is decoded that is not wanted: their keys are read first.
 const LARGE_GROUP_BYTES: usize = 512;
+
+/// Rows that are decoded and kept together: as many as the file's own pages hold, but where groups are large.
+const PAGE_ROWS: usize = 4_096;
 
 /// A run's file, and where its groups stand in it.
 #[derive(Debug)]
@@ -32,6 +37,10 @@ pub(super) struct RunIndex {
     metadata: ArrowReaderMetadata,
     /// The first row of each row group, then the number of all rows.
     groups: Vec<usize>,
+    /// The first row of each page, then the number of all rows.
+    starts: Vec<usize>,
+    /// What has been decoded of them: whole groups, or only their keys where groups are large.
+    pages: OpenPages,
     /// Of each key column, the coarser zones first.
     keys: Vec<Vec<Zones>>,
     large: bool,
@@ -53,6 +62,7 @@ impl RunIndex {
         path: &Path,
         size_bytes: u64,
         (schema, keys): (&SchemaRef, usize),
+        pages: &Arc<PageCache>,
         check: impl FnOnce(&Arc<ParquetMetaData>) -> Result<(), ParquetError>,
     ) -> Result<Self, ParquetError> {
         let mut file = RunFile { store, path: path.clone(), size_bytes };
@@ -68,7 +78,10 @@ impl RunIndex {
             false => Ok(Vec::new()),
         });
         let keys = keys.collect::<Result<_, _>>()?;
-        Ok(Self { file, metadata, groups, keys, large })
+        let mut starts: Vec<usize> =
+            groups.windows(2).flat_map(|group| (group[0]..group[1]).step_by(PAGE_ROWS)).collect();
+        starts.extend(groups.last());
+        Ok(Self { file, metadata, groups, starts, pages: OpenPages::new(pages), keys, large })
     }
 
     /// The groups within `bounds`, in the order of keys; `None` if that takes a look at more than `max_rows` of them.
@@ -79,16 +92,58 @@ impl RunIndex {
         bounds: &[KeyBounds],
         max_rows: usize,
     ) -> Result<Option<Vec<RecordBatch>>, ParquetError> {
-        let mut rows = self.candidates(bounds);
+        let rows = self.candidates(bounds);
         if count(&rows) > max_rows {
             return Ok(None);
         }
-        if self.large && !rows.is_empty() {
-            rows = self.exact(&rows, bounds).await?;
+        let pages = self.pages_with(&rows);
+        let read = try_join_all(pages.iter().map(|page| self.page(*page))).await?;
+        if self.large {
+            let exact = self.exact(&pages, &read, bounds);
+            return self.decode(&exact, ProjectionMask::all()).await.map(Some);
         }
-        let batches = self.decode(&rows, ProjectionMask::all()).await?;
-        let sliced = batches.iter().map(|batch| slice(batch, bounds));
-        Ok(Some(sliced.filter(|batch| batch.num_rows() > 0).collect()))
+        Ok(Some(sliced(&read, bounds)))
+    }
+
+    /// As [`Self::read`] where all that it takes is at hand, else `None`.
+    pub(super) fn at_hand(&self, bounds: &[KeyBounds], max_rows: usize) -> Option<Vec<RecordBatch>> {
+        let rows = self.candidates(bounds);
+        if self.large || count(&rows) > max_rows {
+            return None;
+        }
+        let pages: Option<Vec<_>> = self.pages_with(&rows).into_iter().map(|page| self.pages.get(page)).collect();
+        Some(sliced(&pages?, bounds))
+    }
+
+    /// The pages that have any of these rows.
+    fn pages_with(&self, rows: &[Range<usize>]) -> Vec<usize> {
+        let mut pages: Vec<usize> = Vec::new();
+        for range in rows {
+            let first = self.starts.partition_point(|start| *start <= range.start) - 1;
+            let end = self.starts.partition_point(|start| *start < range.end);
+            pages.extend(first.max(pages.last().map_or(0, |last| last + 1))..end);
+        }
+        pages
+    }
+
+    /// One page, decoded.
+    async fn page(&self, page: usize) -> Result<RecordBatch, ParquetError> {
+        if let Some(rows) = self.pages.get(page) {
+            return Ok(rows);
+        }
+        let mask = match self.large {
+            true => ProjectionMask::roots(self.metadata.parquet_schema(), 0..self.keys.len()),
+            false => ProjectionMask::all(),
+        };
+        let rows = match self.decode(&[self.starts[page]..self.starts[page + 1]], mask).await?.as_slice() {
+            [whole] => whole.clone(),
+            parts => concat_batches(
+                &parts.first().map_or_else(|| Arc::clone(self.metadata.schema()), RecordBatch::schema),
+                parts,
+            )?,
+        };
+        self.pages.keep(page, &rows);
+        Ok(rows)
     }
 
     /// Rows outside of which there is none within `bounds`.
@@ -103,33 +158,14 @@ impl RunIndex {
         candidates
     }
 
-    /// Those of `candidates` that are within `bounds`, as their keys say.
-    async fn exact(
-        &self,
-        candidates: &[Range<usize>],
-        bounds: &[KeyBounds],
-    ) -> Result<Vec<Range<usize>>, ParquetError> {
-        let keys = ProjectionMask::roots(self.metadata.parquet_schema(), 0..bounds.len());
-        let batches = self.decode(candidates, keys).await?;
-        // Batches come in the order of rows, and may begin and end anywhere in the candidates.
+    /// The rows within `bounds`, as the keys of these pages say.
+    fn exact(&self, pages: &[usize], keys: &[RecordBatch], bounds: &[KeyBounds]) -> Vec<Range<usize>> {
         let mut rows = Vec::new();
-        let mut left = candidates.iter().cloned();
-        let mut current = 0..0;
-        for batch in batches {
-            let (from, to) = within(&batch, bounds);
-            let mut at = 0;
-            while at < batch.num_rows() {
-                if current.is_empty() {
-                    current = left.next().expect("no more rows are read than were asked for");
-                }
-                let step = current.len().min(batch.num_rows() - at);
-                let row = |of: usize| current.start + of.clamp(at, at + step) - at;
-                push(&mut rows, row(from)..row(to));
-                at += step;
-                current.start += step;
-            }
+        for (page, keys) in pages.iter().zip(keys) {
+            let (from, to) = within(keys, bounds);
+            push(&mut rows, self.starts[*page] + from..self.starts[*page] + to);
         }
-        Ok(rows)
+        rows
     }
 
     /// The columns of `mask` of these rows, ascending and apart from each other.
@@ -176,6 +212,10 @@ impl Zones {
         }
         kept
     }
+}
+
+fn sliced(pages: &[RecordBatch], bounds: &[KeyBounds]) -> Vec<RecordBatch> {
+    pages.iter().filter_map(|page| slice_of_some(page, bounds)).collect()
 }
 
 /// Row groups, then pages, as far as the file tells of them.

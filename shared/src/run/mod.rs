@@ -11,6 +11,7 @@ mod few;
 pub mod ipc;
 mod meta;
 mod order;
+mod pages;
 mod sums;
 mod table;
 #[cfg(test)]
@@ -19,13 +20,14 @@ mod upload;
 mod verified;
 mod write;
 
-pub use bounds::{KeyBounds, key_bounds, key_conjunct, slice};
+pub use bounds::{KeyBounds, key_bounds, key_conjunct, slice, slice_of_some};
 pub use error::Error;
 pub use event_errors::{
     ReadError, event_error_schema, event_errors_from_batch, event_errors_to_batch, read_event_errors,
     write_event_errors,
 };
 pub use meta::{EventError, RunMeta};
+pub use pages::PageCache;
 pub use sums::Tail;
 pub use table::RunsTable;
 pub use verified::Fault;

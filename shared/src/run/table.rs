@@ -30,6 +30,7 @@ use super::bounds::KeyBounds;
 use super::checked::{CheckedReaders, CheckedRuns};
 use super::few::RunIndex;
 use super::order::{SORT_OPTIONS, has_statistics};
+use super::pages::PageCache;
 use super::verified::Verified;
 use super::{Error, Fault, RunMeta};
 use crate::storage::Storage;
@@ -59,6 +60,7 @@ pub struct RunsTable {
     files: Arc<Verified>,
     /// Of each run, read when it is first asked for a few groups.
     indexes: Vec<OnceCell<RunIndex>>,
+    pages: Arc<PageCache>,
 }
 
 impl RunsTable {
@@ -67,6 +69,20 @@ impl RunsTable {
     /// # Errors
     /// If a run's path is none, or there are fewer columns than keys.
     pub fn new(storage: &Storage, schema: SchemaRef, runs: Vec<RunMeta>, keys: usize) -> Result<Arc<Self>, Error> {
+        Self::with_pages(storage, schema, runs, keys, &PageCache::new(0))
+    }
+
+    /// As [`Self::new`]; what [`few`](Self::few) decodes is kept in `pages`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_pages(
+        storage: &Storage,
+        schema: SchemaRef,
+        runs: Vec<RunMeta>,
+        keys: usize,
+        pages: &Arc<PageCache>,
+    ) -> Result<Arc<Self>, Error> {
         if keys > schema.fields().len() {
             return Err(Error::TooFewColumns { keys, columns: schema.fields().len() });
         }
@@ -81,7 +97,8 @@ impl RunsTable {
         let readers = Arc::new(CheckedRuns::new(SchemaRef::clone(&schema), files));
         let files = Arc::new(Verified::new(storage.store(), runs.iter()));
         let indexes = runs.iter().map(|_| OnceCell::new()).collect();
-        Ok(Arc::new(Self { storage: storage.clone(), schema, runs, keys, readers, files, indexes }))
+        let pages = Arc::clone(pages);
+        Ok(Arc::new(Self { storage: storage.clone(), schema, runs, keys, readers, files, indexes, pages }))
     }
 
     /// What is wrong with one of the files, as a reader has found or [`look`](Self::look) has.
@@ -126,12 +143,18 @@ impl RunsTable {
         let reads = self.runs.iter().zip(&self.indexes).map(async |((path, run), index)| {
             let open = || {
                 let check = |metadata: &_| self.readers.check(path, metadata);
-                RunIndex::open(self.store(), path, run.size_bytes, (&self.schema, self.keys), check)
+                RunIndex::open(self.store(), path, run.size_bytes, (&self.schema, self.keys), &self.pages, check)
             };
             index.get_or_try_init(open).await?.read(bounds, max_rows).await
         });
         let read = try_join_all(reads).await.map_err(|e| DataFusionError::ParquetError(Box::new(e)))?;
         Ok(read.into_iter().collect::<Option<Vec<_>>>().map(|batches| batches.concat()))
+    }
+
+    /// As [`few`](Self::few), without waiting: `None` also when anything would have to be read or decoded for it.
+    pub fn few_at_hand(&self, bounds: &[KeyBounds], max_rows: usize) -> Option<Vec<RecordBatch>> {
+        let reads = self.indexes.iter().map(|index| index.get()?.at_hand(bounds, max_rows));
+        Some(reads.collect::<Option<Vec<_>>>()?.concat())
     }
 
     /// `filter` only leaves out row groups and pages.

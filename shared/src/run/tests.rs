@@ -346,7 +346,9 @@ async fn any_few_groups_are_those_of_the_states_in_memory() {
         ];
         let states = RecordBatch::try_from_iter_with_nullable(columns).unwrap();
         let run = write(&storage, 2, std::slice::from_ref(&states)).await.unwrap();
-        let table = RunsTable::new(&storage, states.schema(), vec![run], 2).unwrap();
+        let room = [0, 100_000, 64 << 20][rng.random_range(0..3)];
+        let pages = PageCache::new(room);
+        let table = RunsTable::with_pages(&storage, states.schema(), vec![run], 2, &pages).unwrap();
         for _ in 0..20 {
             let number = rng.random_range(-1..41_i64);
             let text = format!("{:03}", rng.random_range(0..400));
@@ -361,7 +363,41 @@ async fn any_few_groups_are_those_of_the_states_in_memory() {
             let found = table.few(&bounds, usize::MAX).await.unwrap().unwrap();
             let found = concat_batches(&states.schema(), &found).unwrap();
             assert_eq!(found, slice(&states, &bounds), "seed {seed}, {filters:?}");
+            // Once more, of what is kept.
+            let kept = table.few_at_hand(&bounds, usize::MAX);
+            assert!(kept.is_some() || large > 8 || room < 64 << 20, "seed {seed}, {filters:?}");
+            if let Some(kept) = kept {
+                assert_eq!(concat_batches(&states.schema(), &kept).unwrap(), found, "seed {seed}, {filters:?}");
+            }
+            assert!(pages.bytes() <= room);
         }
+        drop(table);
+        assert_eq!(pages.bytes(), 0, "they go with their table");
+    }
+}
+
+#[tokio::test]
+async fn a_page_is_read_once_while_it_is_kept() {
+    let faulty = Faulty::new(Storage::memory().store(), 1, FaultRates::default());
+    let storage = Storage::over(Url::parse("memory:///").unwrap(), Arc::new(faulty.clone()), Settings::default());
+    let states = hourly(1_000);
+    let run = write(&storage, 2, std::slice::from_ref(&states)).await.unwrap();
+    let calls = || faulty.calls("get") + faulty.calls("get ranges");
+    let hour = |h: i64| lit(ScalarValue::TimestampMicrosecond(Some(h * 3_600_000_000), Some("UTC".into())));
+    let bounds = |h: i64| key_bounds(&states.schema(), 2, &[col("hour").eq(hour(h))]);
+    for (room, reads_again) in [(64 << 20, false), (0, true)] {
+        let pages = PageCache::new(room);
+        let table = RunsTable::with_pages(&storage, states.schema(), vec![run.clone()], 2, &pages).unwrap();
+        assert_eq!(table.few_at_hand(&bounds(240), 10_000), None, "nothing has been read");
+        table.few(&bounds(240), 10_000).await.unwrap().unwrap();
+        let before = calls();
+        // Another group of the same page.
+        let found = table.few(&bounds(241), 10_000).await.unwrap().unwrap();
+        assert_eq!(concat_batches(&states.schema(), &found).unwrap(), slice(&states, &bounds(241)));
+        assert_eq!(calls() > before, reads_again);
+        assert_eq!(table.few_at_hand(&bounds(241), 10_000).is_none(), reads_again);
+        assert_eq!(table.few_at_hand(&bounds(900), 10_000), None, "a page that has not been read");
+        assert_eq!(table.few_at_hand(&bounds(1_900), 10_000), Some(vec![]), "the index says that there is none");
     }
 }
 
