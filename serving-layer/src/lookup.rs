@@ -1,6 +1,6 @@
 //! Lookups of a few groups by their keys: compiled once per view, without planning SQL for each request.
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, RecordBatch};
 use arrow::datatypes::{DataType, SchemaRef, TimeUnit};
 use datafusion::common::ScalarValue;
 use datafusion::logical_expr::Operator;
@@ -10,7 +10,7 @@ use datafusion::sql::sqlparser::parser::Parser;
 use datafusion::sql::sqlparser::tokenizer::Token;
 use watershed_shared::clock;
 use watershed_shared::mutant::{self, Mutant};
-use watershed_shared::run::{KeyBounds, slice};
+use watershed_shared::run::{KeyBounds, slice_of_some};
 
 use crate::ask::{Answer, Ask, Meta};
 use crate::engine::{Engine, Failure, Rows, failure};
@@ -23,6 +23,11 @@ use crate::sql::Select;
 const MAX_STATES: usize = 2_000;
 /// Groups of one run that may have to be looked at for that.
 const MAX_LOOKED_AT: usize = 32_768;
+
+/// States that are finished by who asks, without a hand-over to the engine's threads; and their bytes, where states are
+/// sketches or values that were gathered.
+const MAX_AT_HAND: usize = 256;
+const MAX_AT_HAND_BYTES: usize = 256 << 10;
 
 /// `column <operator> literal`.
 type Comparison = (String, Operator, SqlValue);
@@ -49,10 +54,20 @@ impl Serving {
             return Ok(None);
         }
         let turn = Engine::until(ask.deadline, self.inner.engine.turn()).await?;
-        let found = self.inner.engine.on_threads("lookup", async move {
-            let _turn = turn;
-            find(&answer, &bounds).await
-        });
+        let at_hand = at_hand(&answer, &bounds);
+        let found = async move {
+            match at_hand {
+                // Less work than to hand it over to another thread.
+                Some(states) => finish(&answer, &states).await.map(Some),
+                None => {
+                    let found = async move {
+                        let _turn = turn;
+                        find(&answer, &bounds).await
+                    };
+                    self.inner.engine.on_threads("lookup", found).await
+                }
+            }
+        };
         let found = tokio::time::timeout_at(ask.deadline, found).await;
         let mut rows =
             match found.map_err(|_| Error::new(Code::Timeout, "the lookup took longer than its timeout_ms"))? {
@@ -69,28 +84,63 @@ impl Serving {
     }
 }
 
+/// The states within these bounds, when they are in memory, and so few and small that they are finished in no time.
+fn at_hand(answer: &ViewAnswer, bounds: &[KeyBounds]) -> Option<Vec<RecordBatch>> {
+    let generation = match &answer.generation_runs {
+        Some(runs) => runs.few_at_hand(bounds, MAX_LOOKED_AT)?,
+        None => Vec::new(),
+    };
+    let states = with_delta(answer, bounds, generation);
+    let quick =
+        count(&states) <= MAX_AT_HAND && (answer.compiled.has_small_states() || bytes(&states) <= MAX_AT_HAND_BYTES);
+    quick.then_some(states)
+}
+
 /// The groups within these bounds, finished, in one batch at most; `None` if they are not few.
 async fn find(answer: &ViewAnswer, bounds: &[KeyBounds]) -> std::result::Result<Option<Rows>, Failure> {
-    let mut states: Vec<RecordBatch> = answer.runs.iter().map(|run| slice(&run.states, bounds)).collect();
+    let generation = match &answer.generation_runs {
+        Some(runs) => match runs.few(bounds, MAX_LOOKED_AT).await.map_err(failure)? {
+            Some(states) => states,
+            None => return Ok(None),
+        },
+        None => Vec::new(),
+    };
+    let states = with_delta(answer, bounds, generation);
+    if count(&states) > MAX_STATES {
+        return Ok(None);
+    }
+    finish(answer, &states).await.map(Some)
+}
+
+/// The delta's states within these bounds, and the generation's.
+fn with_delta(answer: &ViewAnswer, bounds: &[KeyBounds], generation: Vec<RecordBatch>) -> Vec<RecordBatch> {
+    let mut states: Vec<RecordBatch> =
+        answer.runs.iter().filter_map(|run| slice_of_some(&run.states, bounds)).collect();
     if mutant::is(Mutant::LookupWithoutDelta) {
         states.clear();
     }
-    if let Some(runs) = &answer.generation_runs {
-        match runs.few(bounds, MAX_LOOKED_AT).await.map_err(failure)? {
-            Some(batches) => states.extend(batches),
-            None => return Ok(None),
-        }
-    }
-    states.retain(|batch| batch.num_rows() > 0);
-    if states.iter().map(RecordBatch::num_rows).sum::<usize>() > MAX_STATES {
-        return Ok(None);
-    }
+    states.extend(generation);
+    states
+}
+
+async fn finish(answer: &ViewAnswer, states: &[RecordBatch]) -> std::result::Result<Rows, Failure> {
     let output = answer.compiled.output_schema();
     let batches = match states.is_empty() {
         true => Vec::new(),
-        false => vec![answer.compiled.finalize(&states).await.map_err(crate::ask::view_failure)?],
+        false => vec![answer.compiled.finalize(states).await.map_err(crate::ask::view_failure)?],
     };
-    Ok(Some(Rows { schema: output, batches }))
+    Ok(Rows { schema: output, batches })
+}
+
+fn count(states: &[RecordBatch]) -> usize {
+    states.iter().map(RecordBatch::num_rows).sum()
+}
+
+/// Of these rows alone, not of all that their buffers hold.
+fn bytes(states: &[RecordBatch]) -> usize {
+    let columns = states.iter().flat_map(RecordBatch::columns);
+    // What cannot tell its size is not known to be small.
+    columns.map(|column| column.to_data().get_slice_memory_size().unwrap_or(usize::MAX)).fold(0, usize::saturating_add)
 }
 
 /// What `comparisons` leave of the keys, when that is one slice of sorted states, exactly: each names a key and a

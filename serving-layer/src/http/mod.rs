@@ -130,7 +130,8 @@ pub fn routes(serving: Serving) -> BoxedFilter<(Response,)> {
         get(&serving, warp::path!("openapi.json"), operate::openapi),
         get(&serving, warp::path::end(), page::page),
     ];
-    let all = routes.into_iter().reduce(|all, route| all.or(route).unify().boxed()).expect("there are routes");
+    // The first are tried first, without a look at the others.
+    let all = routes.into_iter().rev().reduce(|rest, route| route.or(rest).unify().boxed()).expect("there are routes");
     let metered = serving.clone();
     let metered = warp::log::custom(move |info| {
         let route = openapi::pattern(info.method().as_str(), info.path());

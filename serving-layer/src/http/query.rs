@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use arrow::array::RecordBatch;
 use bytes::Bytes;
 use serde::Deserialize;
 use warp::reply::Response;
@@ -143,7 +144,16 @@ pub(super) async fn query(request: Request, body: Bytes) -> Result<Response> {
     encoded(&request.serving, format, answer).await
 }
 
-/// Encoding is work, too: it is done on the engine's threads.
+/// Rows that are encoded by who asks.
+const FEW_ROWS: usize = 128;
+/// Of memory, at most.
+const FEW_BYTES: usize = 64 << 10;
+
+/// Encoding is work, too: unless it is next to none, it is done on the engine's threads.
 async fn encoded(serving: &Serving, format: Format, answer: Answer) -> Result<Response> {
+    let bytes = || answer.rows.batches.iter().map(RecordBatch::get_array_memory_size).sum::<usize>();
+    if format == Format::Json && answer.rows.count() <= FEW_ROWS && bytes() <= FEW_BYTES {
+        return reply::rows(format, &answer);
+    }
     serving.inner.engine.on_threads("encode", async move { reply::rows(format, &answer) }).await
 }

@@ -38,13 +38,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{RecordBatch, RecordBatchOptions};
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, SchemaRef};
 use datafusion::catalog::TableProvider;
 use datafusion::common::{Column, DataFusionError, Result as EngineResult};
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{Expr, LogicalPlan};
-use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::execution_plan::reset_plan_states;
 use datafusion::prelude::SessionContext;
 
 pub use compile::{Compiler, DimensionTable};
@@ -88,7 +86,7 @@ pub struct CompiledView {
     /// Compiled once, run with new batches each time.
     states: ReusedPlan,
     merge: ReusedPlan,
-    finalize: Arc<dyn ExecutionPlan>,
+    finalize: ReusedPlan,
 }
 
 impl std::fmt::Debug for CompiledView {
@@ -118,7 +116,7 @@ impl CompiledView {
         let physical = async |plan: LogicalPlan| state.create_physical_plan(&plan).await;
         let states = ReusedPlan::new(physical(shape.state_plan(events, None, false)?).await?);
         let merge = ReusedPlan::new(physical(shape.merge_plan(Arc::clone(&source), false)?).await?);
-        let finalize = physical(shape.served_plan(source, None)?).await?;
+        let finalize = ReusedPlan::resetting(physical(shape.served_plan(source, None)?).await?);
         let key_columns = key_columns(&shape);
         let sketched_columns = sketched_columns(&shape);
         let task = context.task_ctx();
@@ -181,6 +179,13 @@ impl CompiledView {
     /// the row's number among them; then its columns below windows, ORDER BY and LIMIT (`column_0`, …).
     pub fn state_schema(&self) -> SchemaRef {
         Arc::clone(&self.state_schema)
+    }
+
+    /// Whether a group's states are a few numbers or texts, which take microseconds to finish: no sketches, no values
+    /// that were gathered.
+    pub fn has_small_states(&self) -> bool {
+        let states = &self.state_schema.fields()[self.key_count()..];
+        states.iter().all(|state| is_small(state.data_type()))
     }
 
     /// How many of [`Self::state_schema`]'s columns are keys; 0: one group, the whole stream.
@@ -254,8 +259,7 @@ impl CompiledView {
     /// Applies no `retain` bound; the caller leaves out states below it.
     pub async fn finalize(&self, states: &[RecordBatch]) -> Result<RecordBatch> {
         self.check(states, &self.state_schema)?;
-        // Sorts and joins of the part above keep things from one run to the next unless reset.
-        let plan = reset_plan_states(Arc::clone(&self.finalize)).map_err(|e| self.engine(e))?;
+        let plan = self.finalize.once().map_err(|e| self.engine(e))?;
         let batches = run_over(&plan, &self.task, states.to_vec(), None).await.map_err(|e| self.engine(e))?;
         let batches = self.conform(&batches, &self.output_schema)?;
         arrow::compute::concat_batches(&self.output_schema, &batches).map_err(|e| self.engine(e.into()))
@@ -325,6 +329,14 @@ impl CompiledView {
 
     fn mismatch(&self, detail: String) -> Error {
         Error::Mismatch { view: self.name.clone(), detail }
+    }
+}
+
+fn is_small(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Struct(fields) => fields.iter().all(|field| is_small(field.data_type())),
+        DataType::Utf8 | DataType::Utf8View => true,
+        other => other.is_primitive() || *other == DataType::Boolean,
     }
 }
 
