@@ -11,6 +11,11 @@ use crate::offsets::PartitionId;
 use crate::record::{DecodedBatch, RawBatch, RawRecord};
 use crate::schemas::Schemas;
 
+/// Batches up to these sizes are decoded in less time than it takes to hand them to another thread and back, while all
+/// threads are busy: at the log's end they are what is waited for.
+const FEW_RECORDS: usize = 512;
+const FEW_BYTES: usize = 64 << 10;
+
 /// A decoder with the running maximum of each partition.
 #[derive(Debug)]
 pub(super) struct Decoding {
@@ -34,19 +39,18 @@ impl Decoding {
         Ok(Self { decoder, stream: config.name.clone(), schemas: schemas.cloned(), maxima })
     }
 
-    /// Decodes the next batch of its partition on a thread that may be busy for a while.
+    /// Decodes the next batch of its partition; a large one on a thread that may be busy for a while.
     ///
     /// # Errors
     /// [`Error::Schemas`] if what a writer's schema is cannot be told now.
     pub(super) async fn decode(mut self, raw: RawBatch) -> Result<(Self, DecodedBatch)> {
         self.learn(&raw).await?;
+        if is_small(&raw) {
+            let decoded = self.decode_here(&raw);
+            return Ok((self, decoded));
+        }
         let decode = move || {
-            let maximum = self.maxima.entry(raw.partition).or_default();
-            let mut decoded = self.decoder.decode(&raw, maximum);
-            // A dead letter shares the memory of the whole batch that it came in, so it would keep that alive.
-            for dead in &mut decoded.dead_letters {
-                unshare(&mut dead.record);
-            }
+            let decoded = self.decode_here(&raw);
             (self, decoded)
         };
         tokio::task::spawn_blocking(decode).await.map_err(|e| Error::client("decode a batch", e))
@@ -65,6 +69,21 @@ impl Decoding {
         }
         Ok(())
     }
+
+    fn decode_here(&mut self, raw: &RawBatch) -> DecodedBatch {
+        let maximum = self.maxima.entry(raw.partition).or_default();
+        let mut decoded = self.decoder.decode(raw, maximum);
+        // A dead letter shares the memory of the whole batch that it came in, so it would keep that alive.
+        for dead in &mut decoded.dead_letters {
+            unshare(&mut dead.record);
+        }
+        decoded
+    }
+}
+
+fn is_small(raw: &RawBatch) -> bool {
+    let bytes = |record: &RawRecord| record.value.as_ref().map_or(0, Bytes::len);
+    raw.records.len() <= FEW_RECORDS && raw.records.iter().map(bytes).sum::<usize>() <= FEW_BYTES
 }
 
 fn unshare(record: &mut RawRecord) {
