@@ -17,6 +17,10 @@ use clap::Parser;
 
 use self::cli::Cli;
 
+/// Threads for tasks, even on fewer cores. A task that is busy for some milliseconds, as one with a micro-batch is, holds up
+/// all that waits for its thread; threads pass each other.
+const MIN_THREADS: usize = 4;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     logging::start();
@@ -25,7 +29,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     let format = cli.format;
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let threads = std::thread::available_parallelism().map_or(MIN_THREADS, |cores| cores.get().max(MIN_THREADS));
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: cannot start: {error}");
