@@ -50,11 +50,14 @@ struct Series {
     per_second: Samples,
     p50_ms: Samples,
     p99_ms: Samples,
+    /// CPU-seconds that the platform took meanwhile, for all that it did, for a million requests.
+    cpu_seconds: Samples,
 }
 
 impl Series {
-    fn push(&mut self, latencies: &Latencies, took: Duration) {
+    fn push(&mut self, latencies: &Latencies, took: Duration, cpu_seconds: f64) {
         self.per_second.push(latencies.count() as f64 / took.as_secs_f64());
+        self.cpu_seconds.push(cpu_seconds * 1e6 / latencies.count() as f64);
         self.p50_ms.push(latencies.percentile_ms(50.0));
         self.p99_ms.push(latencies.percentile_ms(99.0));
     }
@@ -102,11 +105,16 @@ pub(crate) async fn run(bench: &Bench) -> Result<Outcome> {
             (Kind::Point, &mut points, &mut building, &mut engine_points),
             (Kind::Range, &mut ranges, &mut building_ranges, &mut engine_ranges),
         ] {
-            idle.push(&ask(&platform.client(), kind, groups, duration).await?, duration);
-            busy.push(&while_building(&platform, kind, groups, duration).await?, duration);
-            engine.push(&in_datafusion(&merged, kind, groups, duration).await?, duration);
+            let before = platform.cpu_seconds()?;
+            let asked = ask(&platform.client(), kind, groups, duration).await?;
+            let between = platform.cpu_seconds()?;
+            idle.push(&asked, duration, between - before);
+            let asked = while_building(&platform, kind, groups, duration).await?;
+            busy.push(&asked, duration, platform.cpu_seconds()? - between);
+            engine.push(&in_datafusion(&merged, kind, groups, duration).await?, duration, f64::NAN);
         }
-        let so_far = format!("points {} | ranges {}", points.text(), ranges.text());
+        let cpu = format!("{} and {} CPU-s a million", points.cpu_seconds, ranges.cpu_seconds);
+        let so_far = format!("points {} | ranges {} | {cpu}", points.text(), ranges.text());
         bench.progress("lookups", run, &so_far);
     }
     load.stop()?;
@@ -115,6 +123,7 @@ pub(crate) async fn run(bench: &Bench) -> Result<Outcome> {
         baseline: format!("DataFusion over the merged table as Parquet: {}", engine.text()),
         ratio: format!("{} of its p50", series.p50_ms.ratio(&engine.p50_ms)),
         aim: aim.to_owned(),
+        cpu_seconds: series.cpu_seconds.to_string(),
         ..Row::new(what, series.text())
     };
     let during = |what: &str, busy: &Series, idle: &Series| Row {
@@ -140,7 +149,8 @@ pub(crate) async fn run(bench: &Bench) -> Result<Outcome> {
     ];
     let about = format!(
         "{groups} users, half of them in the generation, half in the delta; {CLIENTS} connections ask one after the other \
-         for keys drawn evenly; {INGESTED_PER_SECOND} events a second come in meanwhile."
+         for keys drawn evenly; {INGESTED_PER_SECOND} events a second come in meanwhile, the CPU that the platform takes \
+         for them is in its figure."
     );
     Ok(Outcome { name: "lookups", text: table(&about, &rows) })
 }
