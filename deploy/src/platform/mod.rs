@@ -34,7 +34,7 @@ use watershed_shared::view::DimensionTable;
 use self::stages::Shutdown;
 use self::stream::Stream;
 use self::tables::Tables;
-use self::view::View;
+use self::view::{Configured, View};
 pub(crate) use self::view::{Outcome, Superseded, reload};
 use crate::builds;
 use crate::client::HttpFile;
@@ -90,17 +90,20 @@ impl Platform {
             let collect = leftovers::collect(parts.storage.clone(), follow.stop.clone());
             follow.tasks.push(task::spawn("collect leftovers", collect));
         }
+        let mut configured = Vec::new();
         for view in config.views.values() {
-            views.insert(
-                view.name.clone(),
-                View::open(&parts.storage, &parts.definitions, view, &mut tables, follow).await?,
-            );
+            configured.push(Configured::compile(&parts.storage, &parts.definitions, view, &mut tables).await?);
         }
         let mut streams = BTreeMap::new();
         for stream in config.streams.values() {
             let opened = Stream::open(&parts, stream, role != Role::Serving, follow).await;
             let opened = opened.with_context(|| format!("start stream `{}`", stream.name))?;
             streams.insert(stream.name.clone(), opened);
+        }
+        // Once nothing of the configuration can be refused any more.
+        for view in configured {
+            let view = view.follow(follow).await?;
+            views.insert(view.config.name.clone(), view);
         }
         let http = match role {
             Role::All => all(&parts, tables.for_queries(&views).await?, streams, views, &mut shutdown).await?,

@@ -159,6 +159,7 @@ mod tests {
 
     use super::*;
     use crate::platform::stages::Stage;
+    use crate::platform::view::Configured;
 
     const CONFIG: &str = r#"
 [stream.clicks]
@@ -197,8 +198,8 @@ sql = "SELECT name, count(*) AS n FROM clicks JOIN names ON page = id GROUP BY n
             let mut tables = Tables::open(&self.config, &self.storage, role).await?;
             let mut views = BTreeMap::new();
             for view in self.config.views.values() {
-                let opened = View::open(&self.storage, &definitions, view, &mut tables, &mut stage).await?;
-                views.insert(view.name.clone(), opened);
+                let configured = Configured::compile(&self.storage, &definitions, view, &mut tables).await?;
+                views.insert(view.name.clone(), configured.follow(&mut stage).await?);
             }
             stage.stop.cancel();
             if role == Role::Speed {

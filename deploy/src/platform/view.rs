@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use tokio::sync::watch;
 use tracing::warn;
-use watershed_shared::catalog::{Rejected, ViewEvent, ViewState};
+use watershed_shared::catalog::{Definition, Rejected, ViewEvent, ViewState};
 use watershed_shared::config::{Config, ViewConfig};
 use watershed_shared::definitions::Definitions;
 use watershed_shared::mutant::{self, Mutant};
@@ -55,22 +55,64 @@ pub(crate) enum Outcome {
     Superseded,
 }
 
-impl View {
-    /// Opens the view's register, appends the configured definition unless it ever stood there, and follows it.
-    pub(super) async fn open(
+/// A view as it is configured. Nothing of that is recorded yet: what keeps the process from starting leaves no trace.
+#[derive(Debug)]
+pub(super) struct Configured {
+    config: ViewConfig,
+    register: Register<ViewState>,
+    definition: Definition,
+    compiled: Arc<CompiledView>,
+}
+
+impl Configured {
+    /// Opens the view's register and compiles the configured definition.
+    pub(super) async fn compile(
         storage: &Storage,
         definitions: &Definitions,
         config: &ViewConfig,
         tables: &mut Tables<'_>,
-        stage: &mut Stage,
     ) -> Result<Self> {
         let name = &config.name;
         let register = Register::<ViewState>::open(storage, VIEWS, name);
+        let state = register.state().await.with_context(|| format!("read the register of view `{name}`"))?;
+        let (definition, compiled) = match tables.recorded(config, &state, definitions).await? {
+            Some(found) => found,
+            None => definitions.configured(config, &tables.of_view(config).await?).map_err(|e| {
+                anyhow!("view `{name}`, line {} of its SQL: {e}; `watershed check` shows the place", e.line)
+            })?,
+        };
+        Ok(Self { config: config.clone(), register, definition, compiled })
+    }
+
+    /// Appends the definition to the view's register unless it ever stood there.
+    async fn define(&self, superseded: Superseded) -> Result<Outcome> {
+        let mut outcome = Outcome::Unchanged;
+        let hash = &self.definition.hash;
+        self.register
+            .update(|state: &ViewState| {
+                outcome = match (state.knows(hash), state.is_superseded(hash)) {
+                    (false, _) => Outcome::Recorded,
+                    (true, false) => Outcome::Unchanged,
+                    (true, true) if superseded == Superseded::Returns => Outcome::Recorded,
+                    (true, true) => Outcome::Superseded,
+                };
+                let event = ViewEvent::Defined { definition: Box::new(self.definition.clone()) };
+                Ok::<_, Rejected>((outcome == Outcome::Recorded).then_some(event))
+            })
+            .await
+            .with_context(|| format!("record the definition of view `{}`", self.config.name))?;
+        Ok(outcome)
+    }
+
+    /// Appends the definition to the view's register unless it ever stood there, and follows that.
+    pub(super) async fn follow(self, stage: &mut Stage) -> Result<View> {
         let superseded = match mutant::is(Mutant::DefinitionReturns) {
             true => Superseded::Returns,
             false => Superseded::StaysAway,
         };
-        let (compiled, outcome) = define(&register, definitions, config, tables, superseded).await?;
+        let outcome = self.define(superseded).await?;
+        let Self { config, register, compiled, .. } = self;
+        let name = &config.name;
         if outcome == Outcome::Superseded {
             warn!(
                 view = %name,
@@ -81,41 +123,8 @@ impl View {
         }
         let state = follow(&register, stage).await.with_context(|| format!("follow view `{name}`"))?;
         let (stream, reads) = (compiled.stream().to_owned(), compiled.tables());
-        Ok(Self { config: config.clone(), stream, reads, register, state })
+        Ok(View { config, stream, reads, register, state })
     }
-}
-
-/// Compiles the configured definition, and appends it to the view's register unless it ever stood there.
-async fn define(
-    register: &Register<ViewState>,
-    definitions: &Definitions,
-    config: &ViewConfig,
-    tables: &mut Tables<'_>,
-    superseded: Superseded,
-) -> Result<(Arc<CompiledView>, Outcome)> {
-    let name = &config.name;
-    let state = register.state().await.with_context(|| format!("read the register of view `{name}`"))?;
-    let (definition, compiled) = match tables.recorded(config, &state, definitions).await? {
-        Some(found) => found,
-        None => definitions.configured(config, &tables.of_view(config).await?).map_err(|e| {
-            anyhow!("view `{name}`, line {} of its SQL: {e}; `watershed check` shows the place", e.line)
-        })?,
-    };
-    let mut outcome = Outcome::Unchanged;
-    register
-        .update(|state: &ViewState| {
-            outcome = match (state.knows(&definition.hash), state.is_superseded(&definition.hash)) {
-                (false, _) => Outcome::Recorded,
-                (true, false) => Outcome::Unchanged,
-                (true, true) if superseded == Superseded::Returns => Outcome::Recorded,
-                (true, true) => Outcome::Superseded,
-            };
-            let event = ViewEvent::Defined { definition: Box::new(definition.clone()) };
-            Ok::<_, Rejected>((outcome == Outcome::Recorded).then_some(event))
-        })
-        .await
-        .with_context(|| format!("record the definition of view `{name}`"))?;
-    Ok((compiled, outcome))
 }
 
 /// Records the definition of `view` as it is configured, for the processes that run.
@@ -130,9 +139,9 @@ pub(crate) async fn reload(
     let storage = Storage::open(&config.storage_url).context("open the storage")?;
     let definitions = Definitions::new(storage.clone(), config.streams.clone());
     let mut tables = Tables::open(config, &storage, Role::Batch).await?;
-    let register = Register::open(&storage, VIEWS, &view.name);
-    let (compiled, outcome) = define(&register, &definitions, view, &mut tables, superseded).await?;
-    Ok((compiled.definition().clone(), outcome))
+    let configured = Configured::compile(&storage, &definitions, view, &mut tables).await?;
+    let outcome = configured.define(superseded).await?;
+    Ok((configured.definition.hash, outcome))
 }
 
 #[cfg(test)]
@@ -163,7 +172,8 @@ mod tests {
         let mut stage = Stage { stop: CancellationToken::new(), tasks: Vec::new() };
         let mut tables = Tables::open(config, &storage, role).await.unwrap();
         let view = &config.views["v"];
-        View::open(&storage, &definitions, view, &mut tables, &mut stage).await.unwrap();
+        let configured = Configured::compile(&storage, &definitions, view, &mut tables).await.unwrap();
+        configured.follow(&mut stage).await.unwrap();
         stage.stop.cancel();
         state(config).await
     }

@@ -19,7 +19,8 @@ fn records_of_a_stream_are_decoded_in_one_way_for_ever() {
     let config = |keys: &str| {
         let head = broker.config("100 ms", "commit_interval = \"20 ms\"");
         let columns = "columns = \"at TIMESTAMP, sent TIMESTAMP, n BIGINT\"";
-        format!("{head}[stream.{STREAM}]\npartitions = 1\n{columns}\n{keys}\n")
+        let view = format!("[view.v]\nsql = \"SELECT sum(n) AS n FROM {STREAM}\"\n");
+        format!("{head}{view}[stream.{STREAM}]\npartitions = 1\n{columns}\n{keys}\n")
     };
     let first = "event_time = \"at\"\nepoch_units = { at = \"milliseconds\" }\n";
     let running = Running::start(&config(first), dir.path());
@@ -40,8 +41,16 @@ fn records_of_a_stream_are_decoded_in_one_way_for_ever() {
         assert!(refused.contains(said), "{changed}: {refused}");
         assert!(refused.contains("Set it back under [stream.changing], or declare a new stream"), "{refused}");
     }
+    // Another column makes another definition of the view: a process that does not start has not recorded it.
+    let refused = Running::refused(&config(first).replace("n BIGINT", "n DOUBLE"), dir.path());
+    assert!(refused.contains("`n`"), "{refused}");
     // What a record becomes does not hang on these.
-    Running::start(&config(&format!("{first}allowed_lateness = \"1 hour\"")), dir.path()).stop();
+    let running = Running::start(&config(&format!("{first}allowed_lateness = \"1 hour\"")), dir.path());
+    let id = running.client().build("v", "rebuild").expect("no other build runs");
+    assert_eq!(running.client().wait_build(&id, PATIENCE)["state"], "succeeded");
+    let (_, views) = running.client().get("/v1/views");
+    assert_eq!(views["views"][0]["pending_definition"], serde_json::Value::Null, "{views}");
+    running.stop();
 }
 
 #[test]
