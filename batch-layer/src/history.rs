@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use watershed_shared::builds::BuildStatus;
+use watershed_shared::builds::{BuildState, BuildStatus};
 use watershed_shared::clock::{self, Instant};
-use watershed_shared::names::BuildId;
+use watershed_shared::names::{BuildId, GenerationId};
 use watershed_shared::paths;
 use watershed_shared::storage::{self, Storage};
 
@@ -96,6 +96,15 @@ pub async fn write_status(storage: &Storage, status: &BuildStatus) -> Result<(),
     storage.overwrite(&paths::build_file(&status.id, STATUS_FILE), bytes.into()).await
 }
 
+/// Writes the first record of a build, unless somebody who runs it has written one.
+///
+/// # Errors
+/// When the storage refuses.
+pub async fn record_first(storage: &Storage, status: &BuildStatus) -> Result<(), storage::Error> {
+    let bytes = serde_json::to_vec_pretty(status).expect("a status serializes");
+    storage.create(&paths::build_file(&status.id, STATUS_FILE), bytes.into()).await.map(drop)
+}
+
 /// The record of a build; `None` if there is none, or none that can be read.
 ///
 /// # Errors
@@ -103,6 +112,39 @@ pub async fn write_status(storage: &Storage, status: &BuildStatus) -> Result<(),
 pub async fn read_status(storage: &Storage, id: &BuildId) -> Result<Option<BuildStatus>, storage::Error> {
     let bytes = storage.get(&paths::build_file(id, STATUS_FILE)).await?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+/// How a build ended that its holder does not end.
+#[derive(Debug, Clone)]
+pub struct End {
+    pub state: BuildState,
+    pub generation: Option<GenerationId>,
+    pub error: Option<String>,
+}
+
+impl End {
+    pub fn cancelled() -> Self {
+        Self { state: BuildState::Cancelled, generation: None, error: None }
+    }
+
+    pub(crate) fn of(&self, status: BuildStatus) -> BuildStatus {
+        let Self { state, generation, error } = self.clone();
+        BuildStatus { state, generation, error, finished_at: Some(clock::now()), ..status }
+    }
+}
+
+/// Records an end, unless there is one already. Answers the record; `None` if there is none.
+///
+/// # Errors
+/// When the storage does not answer.
+pub async fn record_end(storage: &Storage, id: &BuildId, end: &End) -> Result<Option<BuildStatus>, storage::Error> {
+    let Some(status) = read_status(storage, id).await? else { return Ok(None) };
+    if status.state.is_final() {
+        return Ok(Some(status));
+    }
+    let status = end.of(status);
+    write_status(storage, &status).await?;
+    Ok(Some(status))
 }
 
 /// What tells the record of a build from an earlier one.
@@ -148,6 +190,10 @@ impl History {
         self.entries.lock().get(id).map(watch::Sender::subscribe)
     }
 
+    fn known(&self, id: &BuildId) -> Option<BuildStatus> {
+        self.entries.lock().get(id).map(|entry| entry.borrow().clone())
+    }
+
     /// Shows `status` to those who watch, without a record: progress within a state.
     pub fn show(&self, status: &BuildStatus) {
         let mut entries = self.entries.lock();
@@ -161,16 +207,48 @@ impl History {
         }
     }
 
-    /// Shows `status` and records it durably.
+    /// Shows `status` and records it durably. An end is shown when it is recorded.
     ///
     /// History decides nothing, so a storage that fails costs a WARN, not the build.
     pub async fn record(&self, status: &BuildStatus) {
+        if !status.state.is_final() {
+            self.show(status);
+        }
         let writing = self.writing.lock().await;
         if let Err(error) = write_status(&self.storage, status).await {
             warn!(build = %status.id, %error, "cannot record a build's state");
         }
         self.show(status);
         drop(writing);
+    }
+
+    /// Records how a build ended that its holder does not end, and shows it. An end that is recorded or known stays.
+    ///
+    /// # Errors
+    /// When the storage does not answer.
+    pub async fn end(&self, id: &BuildId, end: End) -> Result<(), storage::Error> {
+        let _writing = self.writing.lock().await;
+        let known = self.known(id);
+        // Of one that ended here, and could not say so, more is known than that.
+        if let Some(ended) = known.as_ref().filter(|status| status.state.is_final()) {
+            return write_status(&self.storage, ended).await;
+        }
+        let recorded = record_end(&self.storage, id, &end).await?;
+        if let Some(status) = recorded.or_else(|| known.map(|status| end.of(status))) {
+            self.show(&status);
+        }
+        Ok(())
+    }
+
+    /// Shows what is recorded of a build that another process runs.
+    ///
+    /// # Errors
+    /// When the storage does not answer.
+    pub async fn follow(&self, id: &BuildId) -> Result<(), storage::Error> {
+        if let Some(status) = read_status(&self.storage, id).await? {
+            self.show(&status);
+        }
+        Ok(())
     }
 
     /// Records the progress of `holder`'s builds until `stop`, for other processes: as it moves, and now and then to show

@@ -8,15 +8,16 @@ use object_store::ObjectMeta;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use watershed_shared::builds::BuildState;
-use watershed_shared::catalog::{BuildOutcome, Rejected, Request, ViewEvent, ViewState};
+use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
+use watershed_shared::catalog::{BuildMode, BuildOutcome, Rejected, Request, ViewEvent, ViewState};
 use watershed_shared::clock::{self, Instant};
-use watershed_shared::names::BuildId;
-use watershed_shared::register::Register;
-use watershed_shared::storage;
+use watershed_shared::names::{BuildId, GenerationId};
+use watershed_shared::register::{Register, UpdateError};
+use watershed_shared::storage::{self, Storage};
+use watershed_shared::task;
 
 use crate::builder::{BuildRequest, BuildTarget, Builder, RequestError};
-use crate::history::{read_status, status_meta, write_status};
+use crate::history::{End, new_build_id, read_status, record_end, record_first, status_meta, write_status};
 
 /// A holder that has not recorded a sign of life for this long counts as dead: its builds are ended for it.
 pub const TAKE_OVER: Duration = Duration::from_secs(60);
@@ -24,6 +25,10 @@ pub const TAKE_OVER: Duration = Duration::from_secs(60);
 const TAKE_AGAIN: Duration = Duration::from_millis(200);
 /// How often holders are looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// How long the holder of a build that has just ended may take to record how.
+const RECORDING: Duration = Duration::from_secs(5);
+/// Between two looks whether it has.
+const RECORDING_POLL: Duration = Duration::from_millis(200);
 
 /// Follows one view's register for the builder of this process.
 #[derive(Debug)]
@@ -55,7 +60,8 @@ impl Requests {
         Self { take_over, ..self }
     }
 
-    /// Takes requests on, ends builds whose claim was ended by somebody else, and ends those of dead holders, until `stop`.
+    /// Takes requests on, ends builds whose claim was ended by somebody else, those of dead holders, and claims of our own that
+    /// are left over, until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let look = LOOK.min(self.take_over / 4);
         loop {
@@ -67,6 +73,7 @@ impl Requests {
             if let Some(request) = request {
                 self.take(request).await;
             }
+            self.end_left_over(&state).await;
             self.end_abandoned(&state).await;
             // One that this process could not take on, since its last build was still ending, need not wait for long.
             let waits = request.is_some();
@@ -96,8 +103,7 @@ impl Requests {
         let published = head.generations.iter().any(|g| g.build == running);
         if !published && !head.is_open(&running) {
             info!(view = %self.target.view, build = %running, "the build was ended by another process");
-            // It may have ended by itself.
-            drop(self.builder.cancel(&running));
+            self.builder.stop(&running);
         }
     }
 
@@ -141,12 +147,46 @@ impl Requests {
         }
     }
 
-    /// Ends the builds of holders that show no sign of life.
+    /// Ends claims of this process whose builds do not run any more: the storage was away, or refused, when they ended.
+    async fn end_left_over(&self, state: &ViewState) {
+        let (view, us) = (&self.target.view, self.builder.holder());
+        // SUBTLE: asked after `state` was read. A build runs before it claims, and until it has tried to end its claim.
+        let running = self.builder.running(view);
+        for build in state.builds.values().filter(|b| b.holder == us && running.as_ref() != Some(&b.id)) {
+            match end_build(&self.target.register, &build.id, BuildOutcome::Failed).await {
+                Ok(EndedBuild::Ended) => {}
+                // `state` is older than its end.
+                Ok(EndedBuild::Published(_) | EndedBuild::NotOpen) => continue,
+                Err(error) => {
+                    warn!(%view, build = %build.id, %error, "cannot end the claim of a build that is over");
+                    continue;
+                }
+            }
+            info!(%view, build = %build.id, "ended the claim of a build that is over");
+            let why = "it ended, and could not say why".to_owned();
+            self.record(&build.id, End { state: BuildState::Failed, generation: None, error: Some(why) }).await;
+        }
+    }
+
+    /// Follows builds of the view that other processes run, and ends those of holders that show no sign of life.
     async fn end_abandoned(&mut self, state: &ViewState) {
         let us = self.builder.holder();
         let claimed = state.builds.values().filter(|b| b.holder != us).map(|b| (&b.id, &b.holder));
         let taken = state.requests.iter().filter_map(|r| Some((&r.id, r.holder.as_ref().filter(|h| *h != us)?)));
-        let others: BTreeMap<BuildId, String> = claimed.chain(taken).map(|(id, h)| (id.clone(), h.clone())).collect();
+        let mut others: BTreeMap<BuildId, String> =
+            claimed.chain(taken).map(|(id, h)| (id.clone(), h.clone())).collect();
+        let history = self.builder.history();
+        for status in history.list(Some(&self.target.view)) {
+            if status.state.is_final() || status.holder == us {
+                continue;
+            }
+            if let Err(error) = history.follow(&status.id).await {
+                warn!(build = %status.id, %error, "cannot read how far a build is");
+            } else if !state.is_open(&status.id) {
+                // It has not claimed yet, or it is over and its holder did not come to say so.
+                others.insert(status.id, status.holder);
+            }
+        }
         self.seen.retain(|id, _| others.contains_key(id));
         for (id, holder) in others {
             let sign = match status_meta(self.builder.storage(), &id).await {
@@ -163,7 +203,10 @@ impl Requests {
                     if since.elapsed() >= self.take_over {
                         warn!(view = %self.target.view, build = %id, holder, "the holder of a build is gone: ending it");
                         let after = self.take_over;
-                        let why = format!("process {holder}, which ran it, has shown no sign of life for {after:?}");
+                        let why = match holder.as_str() {
+                            "" => "its request never reached the register of the view".to_owned(),
+                            _ => format!("process {holder}, which ran it, has shown no sign of life for {after:?}"),
+                        };
                         self.end(&id, BuildOutcome::Interrupted, BuildState::Interrupted, why).await;
                     }
                 }
@@ -175,21 +218,138 @@ impl Requests {
     }
 
     async fn end(&self, id: &BuildId, outcome: BuildOutcome, state: BuildState, why: String) {
-        match end_build(&self.target.register, id, outcome).await {
-            Ok(true) => {}
-            Ok(false) => return,
+        let end = match end_build(&self.target.register, id, outcome).await {
+            Ok(EndedBuild::Ended | EndedBuild::NotOpen) => End { state, generation: None, error: Some(why) },
+            Ok(EndedBuild::Published(generation)) => {
+                End { state: BuildState::Succeeded, generation: Some(generation), error: None }
+            }
             Err(error) => {
                 warn!(build = %id, %error, "cannot end a build");
                 return;
             }
-        }
-        if let Err(error) = record_end(self.builder.storage(), id, state, Some(why)).await {
+        };
+        self.record(id, end).await;
+    }
+
+    async fn record(&self, id: &BuildId, end: End) {
+        if let Err(error) = self.builder.history().end(id, end).await {
             warn!(build = %id, %error, "cannot record the end of a build");
         }
     }
 }
 
-/// Ends a build in the register of its view, whoever runs it: it can't be published any more. Answers whether this call did.
+/// Asks whichever process builds for a build of the view that `register` decides about.
+///
+/// Cancel safe: a call that is dropped goes on.
+///
+/// # Errors
+/// [`RequestError::AlreadyRunning`] while the view has a build or another request; when there is no such base; when the
+/// register cannot be read or written.
+pub async fn ask(
+    storage: &Storage,
+    register: &Register<ViewState>,
+    mode: BuildMode,
+    base: Option<GenerationId>,
+    trigger: Trigger,
+) -> Result<BuildId, RequestError> {
+    let request = Request { id: new_build_id(), mode, base, requested_at: clock::now(), trigger, holder: None };
+    let (storage, register) = (storage.clone(), register.clone());
+    // Who asks may hang up at any time.
+    let asking = task::spawn("ask for a build", async move {
+        let decided = register.update(|state: &ViewState| {
+            // Ours, if the answer of an earlier try was lost.
+            let there = state.is_open(&request.id) || state.generations.iter().any(|g| g.build == request.id);
+            Ok::<_, Rejected>((!there).then(|| ViewEvent::Requested { request: request.clone() }))
+        });
+        let view = register.name().to_owned();
+        match decided.await {
+            Ok(_) => {}
+            Err(UpdateError::Rejected(Rejected::AlreadyRunning(build))) => {
+                return Err(RequestError::AlreadyRunning { view, build });
+            }
+            Err(UpdateError::Rejected(Rejected::UnknownGeneration(generation))) => {
+                return Err(RequestError::UnknownGeneration { view, generation });
+            }
+            Err(error) => return Err(RequestError::Register(error.to_string())),
+        }
+        // SUBTLE: after the request, which decides. The other way round, one that was never appended would stay listed.
+        if let Err(error) = record_first(&storage, &requested(&view, &request)).await {
+            warn!(view, build = %request.id, %error, "cannot record that a build is asked for");
+        }
+        Ok(request.id)
+    });
+    asking.await.map_err(|panic| RequestError::Register(panic.to_string()))?
+}
+
+/// The status of a build that no process has taken on.
+pub fn requested(view: &str, request: &Request) -> BuildStatus {
+    let mut status = BuildStatus::new(request.id.clone(), view, request.mode, request.trigger, "");
+    status.base = request.base;
+    status.requested_at = request.requested_at;
+    status.progress.step = "waiting for a batch process".to_owned();
+    status
+}
+
+/// Cancels a build that does not run in this process by the register of its view: it can't be published any more. Answers
+/// its status, of which `known` is a former one.
+///
+/// # Errors
+/// [`RequestError::Finished`] when it has ended, or was published; [`RequestError::Elsewhere`] when the process that is to
+/// run it has not begun; when the register or the record cannot be read or written.
+pub async fn cancel(
+    storage: &Storage,
+    register: &Register<ViewState>,
+    known: BuildStatus,
+) -> Result<BuildStatus, RequestError> {
+    let id = &known.id;
+    let finished = |state| RequestError::Finished { build: id.clone(), state };
+    match end_build(register, id, BuildOutcome::Cancelled).await? {
+        EndedBuild::Ended => return record_cancelled(storage, &known).await,
+        EndedBuild::Published(_) => return Err(finished(BuildState::Succeeded)),
+        EndedBuild::NotOpen => {}
+    }
+    let deadline = Instant::now() + RECORDING;
+    loop {
+        let status = read_status(storage, id).await.map_err(unreadable)?.unwrap_or_else(|| known.clone());
+        if status.state.is_final() {
+            return Err(finished(status.state));
+        }
+        // The request was withdrawn, or never came: nobody else will end it.
+        if status.holder.is_empty() {
+            return record_cancelled(storage, &known).await;
+        }
+        if Instant::now() >= deadline {
+            return Err(RequestError::Elsewhere { build: id.clone(), holder: status.holder });
+        }
+        clock::sleep(RECORDING_POLL).await;
+    }
+}
+
+async fn record_cancelled(storage: &Storage, known: &BuildStatus) -> Result<BuildStatus, RequestError> {
+    // Who runs it records its end too; nobody may.
+    if let Some(status) = record_end(storage, &known.id, &End::cancelled()).await.map_err(unreadable)? {
+        return Ok(status);
+    }
+    let status = End::cancelled().of(known.clone());
+    write_status(storage, &status).await.map_err(unreadable)?;
+    Ok(status)
+}
+
+fn unreadable(error: storage::Error) -> RequestError {
+    RequestError::Record(format!("{:#}", anyhow::Error::from(error)))
+}
+
+/// What a view's register says of a build that is to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndedBuild {
+    /// This call has ended it: it can't be published any more.
+    Ended,
+    Published(GenerationId),
+    /// It has neither claimed nor is it asked for: it is over, or has not begun.
+    NotOpen,
+}
+
+/// Ends a build in the register of its view, whoever runs it.
 ///
 /// # Errors
 /// When the register cannot be read or written.
@@ -197,30 +357,19 @@ pub async fn end_build(
     register: &Register<ViewState>,
     id: &BuildId,
     outcome: BuildOutcome,
-) -> Result<bool, RequestError> {
-    let mut ended = false;
+) -> Result<EndedBuild, RequestError> {
+    let mut found = EndedBuild::NotOpen;
     let decided = register.update(|state: &ViewState| {
-        let open = state.is_open(id);
-        ended |= open;
-        Ok::<_, Rejected>(open.then(|| ViewEvent::Ended { build: id.clone(), outcome }))
+        let published = state.generations.iter().find(|g| g.build == *id);
+        // SUBTLE: as of the last head that is looked at. At an earlier one it may have been open, and published by the next.
+        found = match published {
+            Some(generation) => EndedBuild::Published(generation.id),
+            None if state.is_open(id) => EndedBuild::Ended,
+            None => EndedBuild::NotOpen,
+        };
+        let event = ViewEvent::Ended { build: id.clone(), outcome };
+        Ok::<_, Rejected>((found == EndedBuild::Ended).then_some(event))
     });
     decided.await.map_err(|e| RequestError::Register(e.to_string()))?;
-    Ok(ended)
-}
-
-/// Records how a build ended whose holder doesn't.
-///
-/// # Errors
-/// When the storage does not answer.
-pub async fn record_end(
-    storage: &storage::Storage,
-    id: &BuildId,
-    state: BuildState,
-    error: Option<String>,
-) -> Result<(), storage::Error> {
-    let Some(mut status) = read_status(storage, id).await?.filter(|s| !s.state.is_final()) else { return Ok(()) };
-    status.state = state;
-    status.error = error;
-    status.finished_at = Some(clock::now());
-    write_status(storage, &status).await
+    Ok(found)
 }

@@ -8,9 +8,9 @@ use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
 use watershed_shared::catalog::{Build, BuildMode, BuildOutcome, Generation, Rejected, ViewEvent, ViewState};
 use watershed_shared::clock::{self, Instant};
 use watershed_shared::master::MasterSnapshot;
-use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{Cut, Offset, OffsetVector};
+use watershed_shared::register::UpdateError;
 use watershed_shared::storage;
 
 use super::decide::{self, BuildPlan};
@@ -121,11 +121,7 @@ pub(super) async fn execute(
         wait_for_archiver(inner, target, status, &cut).await?;
         read_events(inner, target, status, &plan, &cut).await
     };
-    let read = match mutant::is(Mutant::CancelledPublishes) {
-        true => Some(read.await),
-        false => cancel.run_until_cancelled(read).await,
-    };
-    let made = read.ok_or(Stopped::Cancelled)??;
+    let made = cancel.run_until_cancelled(read).await.ok_or(Stopped::Cancelled)??;
     abort_point!("generation written");
 
     status.state = BuildState::Publishing;
@@ -338,6 +334,8 @@ async fn publish(
         .await;
     match decided {
         Ok(_) => Ok(published.expect("the closure has run, and set it wherever it did not fail")),
+        // Whoever ended the claim did so before the publication.
+        Err(UpdateError::Decision(Rejected::ClaimLost(_))) => Err(Stopped::Cancelled),
         Err(error) => Err(Stopped::Failed(format!("publish: {error}"))),
     }
 }

@@ -24,6 +24,7 @@ use watershed_shared::config::BatchConfig;
 use watershed_shared::definitions::Definitions;
 use watershed_shared::delta::DeltaService;
 use watershed_shared::master::MasterDataset;
+use watershed_shared::mutant::{self, Mutant};
 use watershed_shared::names::{BuildId, GenerationId};
 use watershed_shared::offsets::{Cut, OffsetVector};
 use watershed_shared::register::Register;
@@ -32,6 +33,7 @@ use watershed_shared::task;
 
 use crate::archiver;
 use crate::history::{History, new_build_id};
+use crate::requests::{self, EndedBuild};
 
 pub use decide::{BuildPlan, DryRun};
 
@@ -74,10 +76,12 @@ pub enum RequestError {
     AlreadyRunning { view: String, build: BuildId },
     #[error("build {build} has already ended ({state:?})")]
     Finished { build: BuildId, state: BuildState },
-    #[error("build {build} is run by another process ({holder}): cancel it there")]
+    #[error("build {build} has not begun in the process that is to run it ({holder}): cancel it there, or when it has")]
     Elsewhere { build: BuildId, holder: String },
     #[error("the view's register cannot be read or written: {0}")]
     Register(String),
+    #[error("the record of a build cannot be read or written: {0}")]
+    Record(String),
 }
 
 /// What is asked for.
@@ -123,6 +127,27 @@ struct Running {
     /// By the view's register: without the request there it must not be claimed.
     requested: bool,
     cancel: CancellationToken,
+}
+
+/// The entry of a build among those that run. It goes however the build ends: by a panic, too.
+#[derive(Debug)]
+struct Entry {
+    inner: Arc<Inner>,
+    view: String,
+    id: BuildId,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        let status = self.inner.history.watch(&self.id).map(|status| status.borrow().clone());
+        if let Some(mut status) = status.filter(|status| !status.state.is_final()) {
+            status.state = BuildState::Failed;
+            status.error = Some("it ended by a bug: see the log".to_owned());
+            status.finished_at = Some(clock::now());
+            self.inner.history.show(&status);
+        }
+        self.inner.running.lock().remove(&self.view);
+    }
 }
 
 /// What a [`Builder`] is made of.
@@ -225,7 +250,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Starts a build, and answers its first status at once.
+    /// Starts a build, and answers its first status at once. Cancel safe: it has started or not.
     ///
     /// # Errors
     /// [`RequestError::AlreadyRunning`] while one of the view runs or waits.
@@ -247,14 +272,17 @@ impl Builder {
             }
             running.insert(request.view.clone(), Running { id: id.clone(), requested, cancel: cancel.clone() });
         }
-        let mut status = BuildStatus::new(id, &request.view, request.mode, request.trigger, &self.inner.holder);
+        let mut status = BuildStatus::new(id.clone(), &request.view, request.mode, request.trigger, &self.inner.holder);
         status.base = request.base;
-        self.inner.history.record(&status).await;
+        // SUBTLE: nothing is waited for from here on. Whoever asked may hang up, and be dropped at any await.
+        let entry = Entry { inner: Arc::clone(&self.inner), view: request.view, id };
+        self.inner.history.show(&status);
         let builder = self.clone();
         let first = status.clone();
         task::spawn("build", async move {
+            builder.inner.history.record(&status).await;
             Box::pin(builder.run(target, status, cancel)).await;
-            builder.inner.running.lock().remove(&request.view);
+            drop(entry);
             builder.inner.history.prune().await;
         });
         Ok(first)
@@ -271,22 +299,42 @@ impl Builder {
         dry_run(&target.register, &target.master, &reached, &origins, request.mode, request.base).await
     }
 
-    /// Stops a build of this process; it ends as `cancelled` unless it has been published already.
+    /// Cancels a build, whoever runs it: it is not published any more, and ends as `cancelled`.
     ///
     /// # Errors
-    /// When there is no such build, it has ended, or another process runs it.
-    pub fn cancel(&self, id: &BuildId) -> Result<BuildStatus, RequestError> {
-        let status = self.inner.history.watch(id).ok_or_else(|| RequestError::UnknownBuild(id.clone()))?;
-        let status = status.borrow().clone();
+    /// When there is no such build, it has ended, or was published; when another process has it and has not begun; when the
+    /// view's register cannot be read or written: then it may go on.
+    pub async fn cancel(&self, id: &BuildId) -> Result<BuildStatus, RequestError> {
+        let watched = self.inner.history.watch(id).ok_or_else(|| RequestError::UnknownBuild(id.clone()))?;
+        let status = watched.borrow().clone();
+        let finished = |state| RequestError::Finished { build: id.clone(), state };
         if status.state.is_final() {
-            return Err(RequestError::Finished { build: id.clone(), state: status.state });
+            return Err(finished(status.state));
         }
+        if mutant::is(Mutant::CancelledPublishes) {
+            return Ok(status);
+        }
+        let register = &self.target(&status.view)?.register;
+        // SUBTLE: first here, then in the register. A claim that is not there yet when the register is read is followed by a look
+        // at the token; one that is there is ended, or was published.
+        if !self.stop(id) {
+            let cancelled = requests::cancel(&self.inner.storage, register, status).await;
+            if let Err(error) = self.inner.history.follow(id).await {
+                warn!(build = %id, %error, "cannot read how a build ended");
+            }
+            return cancelled;
+        }
+        match requests::end_build(register, id, BuildOutcome::Cancelled).await? {
+            EndedBuild::Published(_) => Err(finished(BuildState::Succeeded)),
+            EndedBuild::Ended | EndedBuild::NotOpen => Ok(watched.borrow().clone()),
+        }
+    }
+
+    /// Stops a build of this process wherever it can be; a publication is not stopped. Answers whether it runs.
+    pub(crate) fn stop(&self, id: &BuildId) -> bool {
         let running = self.inner.running.lock();
-        match running.values().find(|r| r.id == *id) {
-            Some(build) => build.cancel.cancel(),
-            None => return Err(RequestError::Elsewhere { build: id.clone(), holder: status.holder }),
-        }
-        Ok(status)
+        let build = running.values().find(|r| r.id == *id);
+        build.inspect(|build| build.cancel.cancel()).is_some()
     }
 
     /// The build of this process that `view` has.
@@ -315,8 +363,9 @@ impl Builder {
 
     async fn run(&self, target: BuildTarget, mut status: BuildStatus, cancel: CancellationToken) {
         let slot = tokio::select! {
-            slot = self.inner.slots.acquire() => Some(slot.expect("the semaphore is never closed")),
+            biased;
             () = cancel.cancelled() => None,
+            slot = self.inner.slots.acquire() => Some(slot.expect("the semaphore is never closed")),
         };
         let outcome = match slot {
             Some(_slot) => {

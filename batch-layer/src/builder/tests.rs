@@ -1,3 +1,5 @@
+mod ends;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -84,9 +86,12 @@ struct World {
 }
 
 impl World {
-    /// Partition 0 begins at 30 and holds records until 50; partition 1 has none left, and would go on at 9.
     async fn new() -> Self {
-        let storage = Storage::memory();
+        Self::on(Storage::memory()).await
+    }
+
+    /// Partition 0 begins at 30 and holds records until 50; partition 1 has none left, and would go on at 9.
+    async fn on(storage: Storage) -> Self {
         let config = Config::parse(CONFIG, Path::new("/tmp"), &|_: &str| None).expect("the configuration is right");
         let stream = config.streams["numbers"].clone();
         let master = MasterDataset::open_or_create(&storage, &stream).await.unwrap();
@@ -256,7 +261,8 @@ async fn a_build_that_another_process_ends_is_not_published() {
     };
     let id = builder.start(request).await.unwrap().id;
     world.until(|state| state.builds.values().any(|b| b.id == id)).await;
-    assert!(end_build(&world.target.register, &id, BuildOutcome::Cancelled).await.unwrap());
+    let ended = end_build(&world.target.register, &id, BuildOutcome::Cancelled).await.unwrap();
+    assert_eq!(ended, EndedBuild::Ended);
     let mut status = builder.history().watch(&id).unwrap();
     let ended = status.wait_for(|s| s.state.is_final()).await.unwrap().clone();
     assert_eq!((ended.state, ended.error), (BuildState::Cancelled, None));

@@ -55,7 +55,7 @@ impl Builds for LocalBuilds {
     }
 
     async fn cancel(&self, id: &BuildId) -> Result<BuildStatus, BuildsError> {
-        self.builder.cancel(id).map_err(refused)
+        self.builder.cancel(id).await.map_err(refused)
     }
 
     async fn activate(&self, view: &str, generation: GenerationId) -> Result<BuildId, BuildsError> {

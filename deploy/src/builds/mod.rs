@@ -70,6 +70,8 @@ fn refused(error: RequestError) -> BuildsError {
         RequestError::UnknownGeneration { view, generation } => BuildsError::UnknownGeneration { view, generation },
         RequestError::AlreadyRunning { view, build } => BuildsError::AlreadyRunning { view, id: build },
         RequestError::Finished { build, state } => BuildsError::Finished { id: build, state },
-        RequestError::Elsewhere { .. } | RequestError::Register(_) => BuildsError::Unavailable(error.to_string()),
+        RequestError::Elsewhere { .. } | RequestError::Register(_) | RequestError::Record(_) => {
+            BuildsError::Unavailable(error.to_string())
+        }
     }
 }

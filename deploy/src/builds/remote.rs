@@ -7,17 +7,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use watershed_batch_layer::builder::dry_run;
-use watershed_batch_layer::history::{StoredHistory, new_build_id, read_status, write_status};
-use watershed_batch_layer::requests::{end_build, record_end};
+use watershed_batch_layer::history::{StoredHistory, read_status};
+use watershed_batch_layer::requests::{self, requested};
 use watershed_serving_layer::{Builds, BuildsError, Started};
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
-use watershed_shared::catalog::{BuildMode, BuildOutcome, Rejected, Request, ViewEvent, ViewState};
+use watershed_shared::catalog::{BuildMode, ViewState};
 use watershed_shared::clock;
 use watershed_shared::delta::DeltaService;
 use watershed_shared::master::MasterDataset;
 use watershed_shared::names::{BuildId, GenerationId};
 use watershed_shared::offsets::OffsetVector;
-use watershed_shared::register::{Register, UpdateError};
+use watershed_shared::register::Register;
 use watershed_shared::storage;
 
 use super::{Schedules, estimate, next_times, pause, refused};
@@ -52,48 +52,29 @@ impl RemoteBuilds {
         self.targets.get(view).ok_or_else(|| BuildsError::UnknownView(view.to_owned()))
     }
 
-    /// Appends the request; its first status is there before.
-    async fn request(
+    async fn ask(
         &self,
         view: &str,
         mode: BuildMode,
         base: Option<GenerationId>,
         trigger: Trigger,
     ) -> Result<BuildId, BuildsError> {
-        let target = self.target(view)?;
-        let id = new_build_id();
-        let mut status = BuildStatus::new(id.clone(), view, mode, trigger, "");
-        status.base = base;
-        status.progress.step = "waiting for a batch process".to_owned();
-        write_status(self.history.storage(), &status).await.map_err(unavailable)?;
-        let request = Request { id: id.clone(), mode, base, requested_at: status.requested_at, trigger, holder: None };
-        let decided = target.register.update(|state: &ViewState| {
-            // Ours, if the answer of an earlier try was lost.
-            let there = state.is_open(&id) || state.generations.iter().any(|g| g.build == id);
-            Ok::<_, Rejected>((!there).then(|| ViewEvent::Requested { request: request.clone() }))
-        });
-        let error = match decided.await {
-            Ok(_) => return Ok(id),
-            Err(UpdateError::Rejected(Rejected::AlreadyRunning(other))) => {
-                BuildsError::AlreadyRunning { view: view.to_owned(), id: other }
-            }
-            Err(UpdateError::Rejected(Rejected::UnknownGeneration(generation))) => {
-                BuildsError::UnknownGeneration { view: view.to_owned(), generation }
-            }
-            Err(error) => BuildsError::Unavailable(error.to_string()),
-        };
-        status.state = BuildState::Skipped;
-        status.error = Some(error.to_string());
-        status.finished_at = Some(clock::now());
-        if let Err(error) = write_status(self.history.storage(), &status).await {
-            tracing::warn!(build = %id, %error, "cannot record that a build was refused");
-        }
-        Err(error)
+        let register = &self.target(view)?.register;
+        requests::ask(self.history.storage(), register, mode, base, trigger).await.map_err(refused)
     }
 
+    /// As it is recorded, else as it is asked for: whoever asked may have been killed before it recorded that.
     async fn status(&self, id: &BuildId) -> Result<BuildStatus, BuildsError> {
-        let status = read_status(self.history.storage(), id).await.map_err(unavailable)?;
-        status.ok_or_else(|| BuildsError::UnknownBuild(id.clone()))
+        if let Some(status) = read_status(self.history.storage(), id).await.map_err(unavailable)? {
+            return Ok(status);
+        }
+        for (view, target) in &self.targets {
+            let state = target.register.state().await.map_err(|e| BuildsError::Unavailable(e.to_string()))?;
+            if let Some(request) = state.requests.iter().find(|r| r.id == *id) {
+                return Ok(requested(view, request));
+            }
+        }
+        Err(BuildsError::UnknownBuild(id.clone()))
     }
 }
 
@@ -107,7 +88,7 @@ impl Builds for RemoteBuilds {
             let plan = dry_run(register, master, &reached, &origins, mode, None).await.map_err(refused)?;
             return Ok(Started::Estimate(estimate(view, plan)));
         }
-        Ok(Started::Build(self.request(view, mode, None, trigger).await?))
+        Ok(Started::Build(self.ask(view, mode, None, trigger).await?))
     }
 
     async fn list(&self, view: Option<&str>, state: Option<BuildState>) -> Result<Vec<BuildStatus>, BuildsError> {
@@ -132,21 +113,15 @@ impl Builds for RemoteBuilds {
 
     async fn cancel(&self, id: &BuildId) -> Result<BuildStatus, BuildsError> {
         let status = self.status(id).await?;
-        let finished = |state| BuildsError::Finished { id: id.clone(), state };
         if status.state.is_final() {
-            return Err(finished(status.state));
+            return Err(BuildsError::Finished { id: id.clone(), state: status.state });
         }
-        let target = self.target(&status.view)?;
-        if end_build(&target.register, id, BuildOutcome::Cancelled).await.map_err(refused)? {
-            // Who runs it records its end too; nobody may.
-            record_end(self.history.storage(), id, BuildState::Cancelled, None).await.map_err(unavailable)?;
-            return self.status(id).await;
-        }
-        Err(finished(self.status(id).await?.state))
+        let register = &self.target(&status.view)?.register;
+        requests::cancel(self.history.storage(), register, status).await.map_err(refused)
     }
 
     async fn activate(&self, view: &str, generation: GenerationId) -> Result<BuildId, BuildsError> {
-        self.request(view, BuildMode::Activate, Some(generation), Trigger::Manual).await
+        self.ask(view, BuildMode::Activate, Some(generation), Trigger::Manual).await
     }
 
     async fn pause(&self, view: &str, paused: bool) -> Result<(), BuildsError> {
