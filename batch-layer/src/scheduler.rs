@@ -51,6 +51,7 @@ async fn trigger(scheduled: &ScheduledBuild, builder: &Builder) {
             return;
         }
         Ok(false) => {}
+        // It looks again before it claims.
         Err(error) => warn!(%view, %error, "cannot read the view's register; the build is tried all the same"),
     }
     let request = BuildRequest {

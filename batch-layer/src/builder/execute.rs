@@ -214,6 +214,10 @@ async fn claim(inner: &Inner, target: &BuildTarget, status: &mut BuildStatus) ->
             if withdrawn {
                 return Ok(None);
             }
+            if scheduled && state.paused {
+                moved = Some("the schedule is paused".to_owned());
+                return Ok(None);
+            }
             if let Some(other) = state.builds.get(&plan.definition.hash).filter(|b| scheduled && b.id != id) {
                 moved = Some(format!("{} has claimed build {} already", other.holder, other.id));
                 return Ok(None);

@@ -347,3 +347,16 @@ async fn a_request_that_never_came_is_no_build_for_ever() {
     assert_eq!(cancelled.state, BuildState::Cancelled);
     world.shutdown.cancel();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schedule_that_is_paused_meanwhile_does_not_build() {
+    let world = World::new().await;
+    let paused = ViewEvent::Paused { paused: true };
+    world.register.update(|_: &ViewState| Ok::<_, Rejected>(Some(paused.clone()))).await.unwrap();
+    let builder = world.builder("a").await;
+    let id = builder.start(request(BuildMode::Rebuild, Trigger::Schedule)).await.unwrap().id;
+    let status = ended(&builder, &id).await;
+    assert_eq!((status.state, status.error.as_deref()), (BuildState::Skipped, Some("the schedule is paused")));
+    rebuilds(&builder).await;
+    world.shutdown.cancel();
+}
