@@ -1,8 +1,10 @@
 //! What a build writes, and what is collected when no record names it any longer.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fs, io};
 
 use anyhow::{Context, Result};
 use datafusion::common::DataFusionError;
@@ -120,7 +122,7 @@ impl Keeps {
 
 /// A session with the build's share of memory, which spills to disk beyond it.
 fn context(inner: &Inner) -> Result<SessionContext> {
-    std::fs::create_dir_all(&inner.spill_dir)
+    fs::create_dir_all(&inner.spill_dir)
         .with_context(|| format!("create the folder for spilling, {}", inner.spill_dir.display()))?;
     let share = share(inner);
     let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Directories(vec![inner.spill_dir.clone()]));
@@ -132,6 +134,22 @@ fn context(inner: &Inner) -> Result<SessionContext> {
     let threads = inner.settings.threads.max(1);
     let config = within(pinned_config().with_target_partitions(threads), share / threads);
     Ok(SessionContext::new_with_config_rt(config, runtime))
+}
+
+/// Removes all that is in the folder for spilling: killed processes leave it there. Not the folder, which may be a link.
+pub(super) fn empty(spill_dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(spill_dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(())
 }
 
 /// Of the memory of all builds.

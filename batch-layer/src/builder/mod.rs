@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use watershed_shared::background;
 use watershed_shared::builds::{BuildState, BuildStatus, Trigger};
 use watershed_shared::catalog::{BuildMode, BuildOutcome, Rejected, StreamState, ViewEvent, ViewState};
 use watershed_shared::clock;
@@ -211,8 +212,8 @@ impl Builder {
         self.inner.targets.values()
     }
 
-    /// Ends the claims and requests that an earlier life of this process left open: their builds were interrupted. To be called
-    /// once, before the first build starts.
+    /// Ends the claims and requests that an earlier life of this process left open: their builds were interrupted. Removes what
+    /// they spilled. To be called once, before the first build starts.
     ///
     /// # Errors
     /// When a register cannot be read or written.
@@ -246,6 +247,11 @@ impl Builder {
                 status.finished_at = Some(clock::now());
                 self.inner.history.record(&status).await;
             }
+        }
+        let folder = self.inner.spill_dir.clone();
+        let emptied = background::run_blocking(move || files::empty(&folder).map_err(|e| (folder, e))).await;
+        if let Ok(Err((folder, error))) = emptied {
+            warn!(folder = %folder.display(), %error, "cannot remove what interrupted builds spilled; remove it by hand");
         }
         Ok(())
     }

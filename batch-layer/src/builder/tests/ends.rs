@@ -360,3 +360,17 @@ async fn a_schedule_that_is_paused_meanwhile_does_not_build() {
     rebuilds(&builder).await;
     world.shutdown.cancel();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_killed_processes_spilled_is_removed() {
+    let world = World::new().await;
+    let spill = world.folder.path().join("spill");
+    let builder = world.builder("a").await;
+    builder.recover().await.unwrap();
+    std::fs::create_dir_all(spill.join("datafusion-a/b")).unwrap();
+    std::fs::write(spill.join("datafusion-a/b/x"), "spilled").unwrap();
+    std::fs::write(spill.join("y"), "spilled").unwrap();
+    builder.recover().await.unwrap();
+    assert_eq!(std::fs::read_dir(&spill).unwrap().count(), 0);
+    world.shutdown.cancel();
+}
