@@ -1,12 +1,12 @@
 //! History and progress of builds, one `builds/<id>/status.json` each. They decide nothing; a view's register does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectMeta;
-use object_store::path::Path;
 use parking_lot::Mutex;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,8 @@ use watershed_shared::storage::{self, Storage};
 
 /// How many ended builds of a view are listed; older ones are deleted.
 const KEPT_PER_VIEW: usize = 200;
+/// How many records are looked at, or read, at the same time.
+const AT_ONCE: usize = 16;
 const STATUS_FILE: &str = "status.json";
 /// How often progress is recorded for other processes, while it moves.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -31,33 +33,45 @@ pub fn new_build_id() -> BuildId {
     BuildId::new(format!("{}-{}", clock::now().format("%Y%m%dT%H%M%S"), &random.as_str()[..8]))
 }
 
-/// Those of `files` that are records of builds. One that does not parse is left out with a WARN.
-async fn read_statuses(
-    storage: &Storage,
-    files: Vec<ObjectMeta>,
-) -> Result<Vec<(ObjectMeta, BuildStatus)>, storage::Error> {
-    let files = files.into_iter().filter(|f| f.location.filename() == Some(STATUS_FILE));
-    let read: Vec<_> = futures::stream::iter(files)
-        .map(|file| async move { Ok::<_, storage::Error>((storage.get(&file.location).await?, file)) })
-        .buffered(8)
-        .try_collect()
-        .await?;
-    let parsed = read.into_iter().filter_map(|(bytes, file)| match serde_json::from_slice(&bytes?) {
-        Ok(status) => Some((file, status)),
-        Err(error) => {
-            warn!(path = %file.location, %error, "a build's status does not parse and is not listed");
-            None
-        }
+/// The builds that have a folder.
+///
+/// SUBTLE: not a listing of all files below. A file system walks it folder by folder, and however many of them are empty, one
+/// call must not have to do with all.
+async fn folders(storage: &Storage) -> Result<BTreeSet<BuildId>, storage::Error> {
+    Ok(storage.list_folders(&paths::builds()).await?.into_iter().map(BuildId::new).collect())
+}
+
+/// What `look` finds of each of `ids`, of some at a time.
+async fn of_each<T, F>(
+    ids: impl IntoIterator<Item = BuildId>,
+    look: impl Fn(BuildId) -> F,
+) -> Result<Vec<(BuildId, T)>, storage::Error>
+where
+    F: Future<Output = Result<T, storage::Error>>,
+{
+    let looks = ids.into_iter().map(|id| {
+        let found = look(id.clone());
+        async move { Ok::<_, storage::Error>((id, found.await?)) }
     });
-    Ok(parsed.collect())
+    futures::stream::iter(looks).buffered(AT_ONCE).try_collect().await
+}
+
+async fn get(storage: &Storage, id: BuildId) -> Result<Option<Bytes>, storage::Error> {
+    storage.get(&paths::build_file(&id, STATUS_FILE)).await
+}
+
+/// The status in a record; `None`, with a WARN, if it does not parse.
+fn parse(id: &BuildId, bytes: &[u8]) -> Option<BuildStatus> {
+    let parsed = serde_json::from_slice(bytes);
+    parsed.inspect_err(|error| warn!(build = %id, %error, "a build's status does not parse and is not listed")).ok()
 }
 
 /// The history as the storage has it, whoever writes it.
 #[derive(Debug)]
 pub struct StoredHistory {
     storage: Storage,
-    /// By path; read again when the file is another one.
-    known: AsyncMutex<BTreeMap<Path, (ObjectMeta, BuildStatus)>>,
+    /// Read again when the file is another one.
+    known: AsyncMutex<BTreeMap<BuildId, (ObjectMeta, BuildStatus)>>,
 }
 
 impl StoredHistory {
@@ -71,15 +85,20 @@ impl StoredHistory {
     /// When the storage does not answer.
     pub async fn list(&self, view: Option<&str>) -> Result<Vec<BuildStatus>, storage::Error> {
         let mut known = self.known.lock().await;
-        let files = self.storage.list(&paths::builds()).await?;
-        known.retain(|path, (meta, _)| files.iter().any(|f| f.location == *path && f == meta));
-        let new = files.into_iter().filter(|f| !known.contains_key(&f.location)).collect();
-        let read = read_statuses(&self.storage, new).await?;
-        known.extend(read.into_iter().map(|(file, status)| (file.location.clone(), (file, status))));
-        let mut all: Vec<BuildStatus> = known.values().map(|(_, status)| status.clone()).collect();
-        all.retain(|s| view.is_none_or(|v| s.view == v));
-        all.sort_by(|a, b| b.id.cmp(&a.id));
-        Ok(all)
+        let storage = &self.storage;
+        let look = |id: BuildId| async move { status_meta(storage, &id).await };
+        let files = of_each(folders(storage).await?, look).await?;
+        let files: BTreeMap<_, _> = files.into_iter().filter_map(|(id, meta)| Some((id, meta?))).collect();
+        known.retain(|id, (meta, _)| files.get(id) == Some(&*meta));
+        let new: Vec<BuildId> = files.keys().filter(|id| !known.contains_key(*id)).cloned().collect();
+        let read = of_each(new, |id| get(storage, id)).await?;
+        for (id, bytes) in read {
+            if let (Some(meta), Some(status)) = (files.get(&id), bytes.and_then(|bytes| parse(&id, &bytes))) {
+                known.insert(id, (meta.clone(), status));
+            }
+        }
+        let all = known.values().rev().map(|(_, status)| status.clone());
+        Ok(all.filter(|s| view.is_none_or(|v| s.view == v)).collect())
     }
 
     pub fn storage(&self) -> &Storage {
@@ -110,7 +129,7 @@ pub async fn record_first(storage: &Storage, status: &BuildStatus) -> Result<(),
 /// # Errors
 /// When the storage does not answer.
 pub async fn read_status(storage: &Storage, id: &BuildId) -> Result<Option<BuildStatus>, storage::Error> {
-    let bytes = storage.get(&paths::build_file(id, STATUS_FILE)).await?;
+    let bytes = get(storage, id.clone()).await?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
@@ -164,6 +183,8 @@ pub struct History {
     entries: Arc<Mutex<BTreeMap<BuildId, watch::Sender<BuildStatus>>>>,
     /// One at a time, so that what is written last is the newest.
     writing: Arc<AsyncMutex<()>>,
+    /// Builds that have a folder and no record: it was deleted, and the folder is to be.
+    empty: Arc<Mutex<Vec<BuildId>>>,
 }
 
 impl History {
@@ -172,10 +193,19 @@ impl History {
     /// # Errors
     /// When the storage cannot be listed or read. A record that does not parse is left out with a WARN.
     pub async fn open(storage: Storage) -> Result<Self, storage::Error> {
-        let files = storage.list(&paths::builds()).await?;
-        let read = read_statuses(&storage, files).await?;
-        let entries = read.into_iter().map(|(_, status)| (status.id.clone(), watch::Sender::new(status))).collect();
-        Ok(Self { storage, entries: Arc::new(Mutex::new(entries)), writing: Arc::default() })
+        let (mut entries, mut empty) = (BTreeMap::new(), Vec::new());
+        let store = &storage;
+        for (id, bytes) in of_each(folders(store).await?, |id| get(store, id)).await? {
+            let Some(bytes) = bytes else {
+                empty.push(id);
+                continue;
+            };
+            if let Some(status) = parse(&id, &bytes) {
+                entries.insert(status.id.clone(), watch::Sender::new(status));
+            }
+        }
+        let (entries, empty) = (Arc::new(Mutex::new(entries)), Arc::new(Mutex::new(empty)));
+        Ok(Self { storage, entries, writing: Arc::default(), empty })
     }
 
     /// Newest first, of all views or of one.
@@ -276,8 +306,10 @@ impl History {
     }
 
     /// Deletes the oldest ended builds of each view beyond what is kept; and of scheduled builds of one mode that one
-    /// after the other had nothing to do all but the last, or they would push out those that did something.
+    /// after the other had nothing to do all but the last, or they would push out those that did something. With them go
+    /// the folders that are empty.
     pub async fn prune(&self) {
+        let mut empty = std::mem::take(&mut *self.empty.lock());
         let mut kept: BTreeMap<String, (usize, BuildStatus)> = BTreeMap::new();
         for status in self.list(None) {
             let newer = kept.get(&status.view);
@@ -290,9 +322,65 @@ impl History {
                 continue;
             }
             self.entries.lock().remove(&status.id);
-            if let Err(error) = self.storage.delete(&paths::build_file(&status.id, STATUS_FILE)).await {
-                warn!(build = %status.id, %error, "cannot delete an old build's status");
+            match self.storage.delete(&paths::build_file(&status.id, STATUS_FILE)).await {
+                Ok(()) => empty.push(status.id),
+                Err(error) => warn!(build = %status.id, %error, "cannot delete an old build's status"),
             }
         }
+        // SUBTLE: a folder in which somebody is about to write is not removed, or comes back with the file.
+        let storage = &self.storage;
+        let remove = |id: BuildId| async move { storage.remove_folder(&paths::build(&id)).await };
+        let removed = of_each(empty, remove).await;
+        if let Err(error) = removed {
+            // The next process to start finds those that are left.
+            warn!(%error, "cannot remove the folders of old builds");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use url::Url;
+    use watershed_shared::builds::Trigger;
+    use watershed_shared::catalog::BuildMode;
+
+    use super::*;
+
+    fn skipped(number: usize) -> BuildStatus {
+        let id = BuildId::new(format!("{number:03}"));
+        let status = BuildStatus::new(id, "v", BuildMode::Refresh, Trigger::Schedule, "a");
+        BuildStatus { state: BuildState::Skipped, ..status }
+    }
+
+    async fn listed(stored: &StoredHistory) -> Vec<String> {
+        stored.list(None).await.unwrap().into_iter().map(|status| status.id.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn nothing_is_left_of_builds_that_are_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::open(&Url::from_directory_path(dir.path()).unwrap()).unwrap();
+        let builds = dir.path().join("builds");
+        // As earlier releases left them.
+        for number in 900..950 {
+            std::fs::create_dir_all(builds.join(number.to_string())).unwrap();
+        }
+        let stored = StoredHistory::new(storage.clone());
+        assert_eq!(listed(&stored).await, [""; 0]);
+        let history = History::open(storage.clone()).await.unwrap();
+        for number in 0..5 {
+            history.record(&skipped(number)).await;
+        }
+        assert_eq!(listed(&stored).await, ["004", "003", "002", "001", "000"]);
+        history.prune().await;
+        assert_eq!(listed(&stored).await, ["004"]);
+        let left: Vec<_> = std::fs::read_dir(&builds).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["004"]);
+
+        // What changes is read again, by who has read it and by who starts.
+        let interrupted = BuildStatus { state: BuildState::Interrupted, ..skipped(4) };
+        write_status(&storage, &interrupted).await.unwrap();
+        assert_eq!(stored.list(Some("v")).await.unwrap(), std::slice::from_ref(&interrupted));
+        assert_eq!(History::open(storage).await.unwrap().list(None), [interrupted]);
     }
 }

@@ -93,6 +93,7 @@ async fn conforms(storage: &Storage) {
     objects_come_and_go(storage).await;
     races_have_one_winner(storage).await;
     overwrites_replace(storage).await;
+    empty_folders_can_be_removed(storage).await;
     uploads_are_whole_or_absent(&storage.store()).await;
     ranges_and_renames_work(&storage.store()).await;
     listings_are_of_what_lies_below(&storage.store()).await;
@@ -134,6 +135,20 @@ async fn overwrites_replace(storage: &Storage) {
     storage.overwrite(&path, "1".into()).await.unwrap();
     storage.overwrite(&path, "22".into()).await.unwrap();
     assert_eq!(storage.get(&path).await.unwrap().unwrap(), "22");
+}
+
+async fn empty_folders_can_be_removed(storage: &Storage) {
+    let (folder, file) = (Path::from("emptied/a"), Path::from("emptied/a/x"));
+    storage.overwrite(&file, "1".into()).await.unwrap();
+    storage.remove_folder(&folder).await.unwrap();
+    assert_eq!(storage.get(&file).await.unwrap().unwrap(), "1", "there was something in it");
+    storage.delete(&file).await.unwrap();
+    for _ in 0..2 {
+        storage.remove_folder(&folder).await.unwrap();
+        assert!(storage.list_folders(&Path::from("emptied")).await.unwrap().is_empty());
+    }
+    storage.overwrite(&file, "2".into()).await.unwrap();
+    assert_eq!(storage.get(&file).await.unwrap().unwrap(), "2");
 }
 
 async fn races_have_one_winner(storage: &Storage) {

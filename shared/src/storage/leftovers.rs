@@ -1,17 +1,21 @@
-//! What writers that were killed left behind: files under temporary names, which are no objects.
+//! What is in a storage and is no object: files under temporary names that killed writers left behind, and empty folders.
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use object_store::Result;
+use object_store::path::Path;
 
-/// A kind of storage that writes under temporary names.
+/// A kind of storage that writes under temporary names, into folders.
 #[async_trait]
 pub(super) trait Leftovers: std::fmt::Debug + Send + Sync {
     /// Removes temporary files that were last written to longer ago than `age`; answers how many.
     ///
     /// `age` must be much more than any writer takes and clocks differ: a day.
     async fn remove_older_than(&self, age: Duration) -> Result<usize>;
+
+    /// Removes the folder at `path` unless there is something in it, or it is not there.
+    async fn remove_folder(&self, path: &Path) -> Result<()>;
 }
 
 /// Whether a file of this name is one: `.<name>.<unique>.tmp`, where `unique` has 32 hexadecimal digits.

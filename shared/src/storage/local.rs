@@ -253,6 +253,16 @@ impl Leftovers for DurableFileSystem {
         let (root, newest) = (self.root.clone(), SystemTime::from(clock::now() - age));
         blocking(move || remove_leftovers(&root, newest)).await
     }
+
+    async fn remove_folder(&self, path: &Path) -> Result<()> {
+        use io::ErrorKind::{DirectoryNotEmpty, NotFound};
+        let folder = self.target(path)?;
+        blocking(move || match fs::remove_dir(&folder) {
+            Err(error) if matches!(error.kind(), DirectoryNotEmpty | NotFound) => Ok(()),
+            other => other,
+        })
+        .await
+    }
 }
 
 /// Removes temporary files that were last written to before `newest`. What goes away meanwhile is no error.

@@ -289,6 +289,15 @@ impl Storage {
         self.retry("delete", path, || async { absent_as_none(self.store.delete(path).await).map(drop) }).await
     }
 
+    /// Removes the folder at `path` unless there is something in it. Where folders are nothing but parts of names there is
+    /// none. It is no error if there is none.
+    ///
+    /// Many empty folders make listings slow: who deletes the last object of a folder that is not used again removes it.
+    pub async fn remove_folder(&self, path: &Path) -> Result<(), Error> {
+        let Some(leftovers) = &self.leftovers else { return Ok(()) };
+        self.retry("remove the folder", path, || leftovers.remove_folder(path)).await
+    }
+
     /// Removes what writers that were killed longer ago than `age` left behind; answers how many files.
     ///
     /// `age` must be much more than any writer takes and clocks differ: a day.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use object_store::Result;
+use object_store::path::Path;
 
+use super::error::Problem;
 use super::{Hdfs, list};
 use crate::clock;
 use crate::storage::leftovers::{Leftovers, is_leftover};
@@ -30,5 +32,16 @@ impl Leftovers for Hdfs {
             }
         }
         Ok(removed)
+    }
+
+    async fn remove_folder(&self, path: &Path) -> Result<()> {
+        let folder = self.connection().absolute(path.as_ref());
+        let call = async |client: hdfs_native::Client| client.delete(&folder, false).await;
+        match self.connection().call("remove the folder", &folder, call).await {
+            Ok(_) => Ok(()),
+            // It is not there, or not empty.
+            Err(failure) if failure.problem == Problem::NotFound => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
     }
 }
