@@ -7,7 +7,6 @@ use std::sync::Arc;
 use datafusion::catalog::view::ViewTable;
 use datafusion::catalog::{MemTable, TableProvider};
 use datafusion::common::DataFusionError;
-use datafusion::common::ScalarValue;
 use datafusion::datasource::provider_as_source;
 use datafusion::logical_expr::{Expr, LogicalPlanBuilder, ident, lit};
 use serde::Serialize;
@@ -19,6 +18,7 @@ use watershed_shared::names::GenerationId;
 use watershed_shared::offsets::{Offset, OffsetVector, PartitionId};
 use watershed_shared::record::{EVENT_TIME_MAX, LATE};
 use watershed_shared::run::{Fault, ReadError, event_error_schema, event_errors_to_batch, read_event_errors};
+use watershed_shared::view::late_function;
 
 use crate::engine::{Engine, Failure, Rows, failure, gone};
 use crate::error::{Code, Error, Result};
@@ -328,12 +328,10 @@ impl Serving {
         let config = &self.stream(stream)?.config;
         let (event_time, lateness) = (config.event_time.as_deref(), config.allowed_lateness);
         let events = snapshot.scan_archived().map_err(Error::internal)?;
+        // The views' own function: an operator of the engine is not nullable in plans and nullable when it runs.
         let late = match (event_time, lateness) {
             (Some(event_time), Some(lateness)) => {
-                let interval =
-                    ScalarValue::new_interval_mdn(0, 0, i64::try_from(lateness.as_nanos()).unwrap_or(i64::MAX));
-                // NULL is not late.
-                ident(event_time).lt(ident(EVENT_TIME_MAX) - lit(interval)).is_true()
+                late_function(lateness).call(vec![ident(event_time), ident(EVENT_TIME_MAX)])
             }
             _ => lit(false),
         };

@@ -238,7 +238,17 @@ async fn a_statement_reads_views_streams_errors_and_dead_letters() {
     let (status, answer) =
         world.request("POST", "/v1/query", &query("SELECT count(*) AS n FROM clicks WHERE _late")).await;
     assert_eq!(status, 200, "{answer}");
-    assert!(answer["rows"][0]["n"].as_i64().unwrap() > 0);
+    let late = answer["rows"][0]["n"].as_i64().unwrap();
+    assert!(late > 0);
+    // As a value, too.
+    let sql = "SELECT sum(CASE WHEN _late THEN 1 ELSE 0 END) AS a, count(*) FILTER (WHERE _late) AS b, \
+               count(_late) AS c, bool_or(_late) AS d, count(*) AS e FROM clicks";
+    let (status, answer) = world.request("POST", "/v1/query", &query(sql)).await;
+    assert_eq!((status, rows(&answer)), (200, &vec![json!({"a": late, "b": late, "c": 43, "d": true, "e": 43})]));
+    let sql = "SELECT _late, count(*) AS n FROM clicks GROUP BY _late ORDER BY _late";
+    let (status, answer) = world.request("POST", "/v1/query", &query(sql)).await;
+    let expected = vec![json!({"_late": false, "n": 43 - late}), json!({"_late": true, "n": late})];
+    assert_eq!((status, rows(&answer)), (200, &expected));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -48,7 +48,7 @@ use datafusion::prelude::SessionContext;
 pub use compile::{Compiler, DimensionTable};
 pub use definition::Definition;
 pub use error::{CompileError, Error};
-pub use evaluate::ErrorSink;
+pub use evaluate::{ErrorSink, late_function};
 pub use report::{Kind, Report, ReportAggregate, ReportColumn};
 pub use session::pinned_config;
 

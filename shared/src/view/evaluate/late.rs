@@ -13,7 +13,7 @@ use crate::{clock, record};
 
 /// `late(event_time, _event_time_max) → BOOLEAN`, never NULL: without an event time or a running maximum nothing is
 /// late. Saturates, so that it cannot fail.
-pub(crate) fn late_function(allowed_lateness: Duration) -> Arc<ScalarUDF> {
+pub fn late_function(allowed_lateness: Duration) -> Arc<ScalarUDF> {
     let micros = i64::try_from(allowed_lateness.as_micros()).unwrap_or(i64::MAX);
     let signature = Signature::exact(vec![record::timestamp_type(), record::timestamp_type()], Volatility::Immutable);
     Arc::new(ScalarUDF::new_from_impl(Late { allowed_micros: micros, signature }))

@@ -8,7 +8,7 @@ mod source;
 
 pub(crate) use below::Below;
 pub(crate) use guard::GuardTable;
-pub(crate) use late::late_function;
+pub use late::late_function;
 #[cfg(test)]
 pub(crate) use reused::EXECUTIONS;
 pub(crate) use reused::ReusedPlan;
