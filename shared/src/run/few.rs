@@ -135,7 +135,8 @@ impl RunIndex {
             true => ProjectionMask::roots(self.metadata.parquet_schema(), 0..self.keys.len()),
             false => ProjectionMask::all(),
         };
-        let rows = match self.decode(&[self.starts[page]..self.starts[page + 1]], mask).await?.as_slice() {
+        let of_page = self.starts[page]..self.starts[page + 1];
+        let rows = match self.decode(std::slice::from_ref(&of_page), mask).await?.as_slice() {
             [whole] => whole.clone(),
             parts => concat_batches(
                 &parts.first().map_or_else(|| Arc::clone(self.metadata.schema()), RecordBatch::schema),
