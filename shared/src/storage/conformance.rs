@@ -35,7 +35,9 @@ pub(crate) fn hdfs_storage() -> Option<Storage> {
 
 fn faulty(inner: &Storage, seed: u64, rates: FaultRates) -> (Faulty, Storage) {
     let faulty = Faulty::new(inner.store(), seed, rates);
-    (faulty.clone(), Storage::over(inner.url().clone(), Arc::new(faulty), settings()))
+    let storage = Storage::over(inner.url().clone(), Arc::new(faulty.clone()), settings());
+    // Folders are the inner store's own: no call through the faulty one removes them.
+    (faulty, Storage { leftovers: inner.leftovers.clone(), ..storage })
 }
 
 #[tokio::test]
