@@ -15,13 +15,11 @@ use watershed_shared::storage;
 
 use super::decide::{self, BuildPlan};
 use super::files::{self, Written};
+use super::patience::Patience;
 use super::{BuildTarget, Inner};
 
 /// A worker that has not answered by then counts as none.
 const SEAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a storage that is away holds up a build before it fails.
-const STORAGE_WAIT: Duration = Duration::from_secs(300);
-const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Between two looks at the archived offsets.
 const ARCHIVE_POLL: Duration = Duration::from_millis(100);
 
@@ -62,46 +60,11 @@ impl<E: std::error::Error> From<E> for Stopped {
 }
 
 /// Maps any error of a step to a failed build, saying which step, and what the storage said if it is its doing.
-fn failed<E: Into<anyhow::Error>>(step: &str) -> impl FnOnce(E) -> Stopped + '_ {
+pub(super) fn failed<E: Into<anyhow::Error>>(step: &str) -> impl FnOnce(E) -> Stopped + '_ {
     move |error| {
         let error = error.into();
         let said = storage::unavailable(error.as_ref()).unwrap_or_else(|| error.to_string());
         Stopped::Failed(format!("{step}: {said}"))
-    }
-}
-
-/// With a storage that goes away under a build: a NameNode may restart.
-struct Patience {
-    until: Instant,
-    backoff: Duration,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self { until: Instant::now() + STORAGE_WAIT, backoff: Duration::from_millis(200) }
-    }
-
-    /// Waits before `step` is tried again; the end of the build if that would not help, or has not helped for long.
-    async fn wait(
-        &mut self,
-        inner: &Inner,
-        status: &mut BuildStatus,
-        step: &str,
-        error: anyhow::Error,
-    ) -> Result<(), Stopped> {
-        // SUBTLE: of some errors the engine's readers hand on the text alone. That reads fail just now is known all the same.
-        let reads = || inner.storage.health().reads.map(|trouble| trouble.error);
-        let away = storage::unavailable(error.as_ref()).or_else(reads);
-        let away = away.filter(|_| !storage::needs_somebody(error.as_ref()));
-        let Some(said) = away.filter(|_| Instant::now() < self.until) else { return Err(failed(step)(error)) };
-        tracing::warn!(view = %status.view, build = %status.id, error = said, "a build waits for the storage");
-        let before = std::mem::replace(&mut status.progress.step, format!("waiting for the storage: {said}"));
-        inner.history.show(status);
-        clock::sleep(self.backoff).await;
-        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
-        status.progress.step = before;
-        inner.history.show(status);
-        Ok(())
     }
 }
 

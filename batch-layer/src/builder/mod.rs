@@ -6,6 +6,7 @@
 mod decide;
 mod execute;
 mod files;
+mod patience;
 
 #[cfg(test)]
 mod tests;
